@@ -1,0 +1,214 @@
+"""Every setting of AURA: frozen dataclasses, YAML layers, dotted overrides. Imports no torch.
+
+The defaults are the paper's recipe for the 7B model (arXiv 2503.10225, section 5.1) and, where the paper is silent,
+LISA's. A YAML file or ``--section.key value`` changes only what it names::
+
+    train_ds.py --config configs/aura_7b.yaml --config configs/ablation/baseline.yaml --train.lr 3e-4
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters on the language model's attention.
+
+    Args:
+        enabled: Train adapters; ``false`` is the paper's Table 3, first row.
+        r: Rank.
+        alpha: Scale; the update is multiplied by ``alpha / r``.
+        dropout: Dropout before the adapter, in [0, 1).
+        targets: Names of the linear layers inside each decoder layer of the language model.
+    """
+
+    enabled: bool = True
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        _require(self.r > 0, f"model.lora.r must be positive, got {self.r}")
+        _require(0 <= self.dropout < 1, f"model.lora.dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which parts AURA is made of and where their weights come from.
+
+    Args:
+        mllm: Folder of the multimodal language model (LLaVA) with its tokenizer.
+        vision_tower: Folder of CLIP, where the language model's folder does not hold it (original LLaVA v1).
+        sam: SAM weights: a Hugging Face folder, or an official ``.pth`` file.
+        init_from: An AURA export to start from instead of the three above.
+        prompt_template: Conversation template: ``llava_v1``, ``llava_llama_2``, ...
+        seg_state: Hidden state that stands for ``[SEG]``: the one ``before`` it (which predicts it, as LISA) or ``at`` it.
+        occlusion_condition: Use the occlusion condition encoder E_OC (and its occlusion rate).
+        spatial_occlusion: Use the spatial occlusion encoder E_SO.
+        train_embeddings: Train the token embeddings and the language model's head, as LISA does.
+        lora: Adapters.
+        allow_random: Start even if a part that should be pretrained is not.
+    """
+
+    mllm: str | None = None
+    vision_tower: str | None = None
+    sam: str | None = None
+    init_from: str | None = None
+    prompt_template: str = "llava_v1"
+    seg_state: Literal["before", "at"] = "before"
+    occlusion_condition: bool = True
+    spatial_occlusion: bool = True
+    train_embeddings: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    allow_random: bool = False
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """One split of a data set.
+
+    Args:
+        annotations: AmodalReasonSeg JSON file.
+        images: Folder that its ``file_name`` entries are relative to.
+    """
+
+    annotations: str | None = None
+    images: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What to train and validate on.
+
+    Args:
+        train: Training split.
+        val: Validation split; periodic validation is off without it.
+        conversations_per_image: Conversations drawn per image and step; ``null`` takes all.
+        max_length: Longest single conversation in tokens, image included; longer ones are an error, never cut.
+        feature_cache: Folder for the frozen encoders' outputs; ``null`` computes them anew each time.
+        num_workers: Processes that load data.
+    """
+
+    train: SplitSettings = field(default_factory=SplitSettings)
+    val: SplitSettings = field(default_factory=SplitSettings)
+    conversations_per_image: int | None = 3
+    max_length: int = 1024
+    feature_cache: str | None = None
+    num_workers: int = 4
+
+    def __post_init__(self) -> None:
+        per_image = self.conversations_per_image
+        _require(per_image is None or per_image > 0, f"data.conversations_per_image must be positive, got {per_image}")
+        _require(self.max_length > 0, f"data.max_length must be positive, got {self.max_length}")
+        _require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of Eq. 1-4 (all 1 in the paper).
+
+    Args:
+        text: Cross-entropy of the answer's tokens.
+        visible_bce: Binary cross-entropy of the visible mask.
+        visible_dice: Dice loss of the visible mask.
+        amodal_bce: Binary cross-entropy of the amodal mask.
+        amodal_dice: Dice loss of the amodal mask.
+        occlusion_rate: Squared error of the occlusion rate.
+        spatial: 3-class cross-entropy of the spatial occlusion map.
+        mask_resolution: Compare masks at the ``image``'s size (LISA) or on the mask ``decoder``'s grid (cheaper).
+    """
+
+    text: float = 1.0
+    visible_bce: float = 1.0
+    visible_dice: float = 1.0
+    amodal_bce: float = 1.0
+    amodal_dice: float = 1.0
+    occlusion_rate: float = 1.0
+    spatial: float = 1.0
+    mask_resolution: Literal["image", "decoder"] = "image"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The training run.
+
+    Args:
+        output_dir: Run folder: resolved config, logs, checkpoints, export, report.
+        steps: Optimizer steps (each consumes micro_batch_size x accumulation x GPUs images).
+        micro_batch_size: Images per GPU and forward pass.
+        accumulation: Forward passes per optimizer step.
+        lr: Peak learning rate.
+        betas: AdamW's betas.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: Optimizer steps of linear warm-up; then linear decay to 0 (DeepSpeed's WarmupDecayLR).
+        grad_clip: Largest gradient norm; 0 does not clip.
+        precision: ``fp16`` for V100, ``bf16`` for A100 and newer, ``fp32`` on CPU.
+        zero_stage: DeepSpeed ZeRO stage, 0 to 3.
+        offload_optimizer: Keep the optimizer's state in CPU memory (ZeRO 1-3).
+        gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
+        seed: Seed of weights, data order and dropout.
+        log_every: Optimizer steps between log lines.
+        validate_every: Optimizer steps between validations; 0 never validates.
+        validate_images: Images per validation; ``null`` takes the whole split.
+        checkpoint_every: Optimizer steps between checkpoints; 0 keeps only the last.
+        keep_last: Checkpoints kept besides the best.
+        best_metric: Dotted key of the report that chooses the best checkpoint (higher is better).
+        resume: ``auto`` continues the newest checkpoint of the run folder, a path continues that one, ``none`` starts
+            anew and refuses a run folder that has checkpoints.
+        tensorboard: Write TensorBoard files beside the JSONL log.
+    """
+
+    output_dir: str = "runs/aura_7b"
+    steps: int = 5000
+    micro_batch_size: int = 1
+    accumulation: int = 4
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    grad_clip: float = 1.0
+    precision: Precision = "fp16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    gradient_checkpointing: bool = True
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 500
+    validate_images: int | None = 100
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    best_metric: str = "amodal.giou_object"
+    resume: str = "auto"
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "micro_batch_size", "accumulation", "log_every", "keep_last"):
+            _require(getattr(self, key) > 0, f"train.{key} must be positive, got {getattr(self, key)}")
+        for key in ("warmup_steps", "validate_every", "checkpoint_every", "grad_clip", "weight_decay"):
+            _require(getattr(self, key) >= 0, f"train.{key} must not be negative, got {getattr(self, key)}")
+        _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
+        _require(
+            self.warmup_steps < self.steps,
+            f"train.warmup_steps ({self.warmup_steps}) must be smaller than train.steps ({self.steps})",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)

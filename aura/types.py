@@ -1,0 +1,254 @@
+"""The records, tensors and results that travel between the parts of AURA.
+
+Legend of shapes: B images, Q conversations of an image, L packed tokens, M supervised tokens, N ``[SEG]`` objects of
+the whole batch, K distinct objects of one image, C channels, H W pixels of the original image, S SAM's square input,
+h w the mask decoder's output grid.
+
+This module imports no torch at run time, so that data tools start fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+SEG_TOKEN = "[SEG]"
+IMAGE_TOKEN = "<image>"
+IGNORE_INDEX = -100
+
+Rle = dict[str, Any]
+"""COCO run-length encoding: ``{"size": [height, width], "counts": str}``."""
+
+
+# --- records: what a data set holds -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer; ``objects`` are annotation ids in the order of the answer's ``[SEG]`` tokens."""
+
+    question: str
+    answer: str
+    objects: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        found = self.answer.count(SEG_TOKEN)
+        if found != len(self.objects):
+            raise ValueError(
+                f"the answer has {found} {SEG_TOKEN} but {len(self.objects)} objects are listed: {self.answer!r}; "
+                f"list one annotation id per {SEG_TOKEN}, in order"
+            )
+        if not self.question.strip():
+            raise ValueError("the question is empty; every turn needs a question")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One or more turns about one image. ``provenance`` says who wrote it (generator, version, seed, ...)."""
+
+    id: int
+    turns: tuple[Turn, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError(f"conversation {self.id} has no turns")
+
+
+@dataclass(frozen=True)
+class AmodalObject:
+    """One annotated object; the visible mask lies within the amodal mask.
+
+    ``occlusion_rate`` = 1 - |visible| / |amodal|, in [0, 1]; ``occluded_by`` holds annotation ids.
+    """
+
+    id: int
+    category: str
+    visible: Rle
+    amodal: Rle
+    occlusion_rate: float
+    occluded_by: tuple[int, ...] = ()
+    supercategory: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its objects and conversations. Refuses to exist when a turn names an object it does not have."""
+
+    image_id: int
+    image_path: Path
+    height: int
+    width: int
+    objects: tuple[AmodalObject, ...]
+    conversations: tuple[Conversation, ...]
+
+    def __post_init__(self) -> None:
+        known = {o.id for o in self.objects}
+        for obj in self.objects:
+            for kind, rle in (("visible", obj.visible), ("amodal", obj.amodal)):
+                if list(rle["size"]) != [self.height, self.width]:
+                    raise ValueError(
+                        f"image {self.image_id}, annotation {obj.id}: the {kind} mask is {rle['size']} "
+                        f"but the image is [{self.height}, {self.width}] (height, width)"
+                    )
+        for conversation in self.conversations:
+            for number, turn in enumerate(conversation.turns):
+                missing = [i for i in turn.objects if i not in known]
+                if missing:
+                    raise ValueError(
+                        f"image {self.image_id}, conversation {conversation.id}, turn {number}: "
+                        f"annotation ids {missing} are not objects of this image"
+                    )
+
+
+# --- tensors: what the model reads and returns ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How an image lies in SAM's square input: resized to ``resized``, then zero-padded right and bottom to ``padded``.
+
+    ``original`` and ``resized`` are (height, width) in pixels; ``padded`` is the side S of the square.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    padded: int
+
+
+class SegRecord(NamedTuple):
+    """Where a ``[SEG]`` comes from: enough to name it in an error, a report or a prediction file."""
+
+    image_id: int
+    conversation_id: int
+    turn: int
+    index: int
+    annotation_id: int
+    category: str = ""
+
+
+@dataclass
+class Batch:
+    """B images, each with one packed sequence: a shared prefix and Q branches (conversations).
+
+    Each image comes as pixels or as cached frozen features (then the pixels are ``None``).
+
+    ``segment_ids`` [B, L]: 0 on the shared prefix, q = 1..Q on branch q, -1 on padding. A token attends to itself and
+    to earlier tokens of the prefix and of its own branch. ``position_ids`` [B, L] continue from the prefix in each
+    branch. ``target_index`` [M] are the positions (flattened, b * L + l) whose **next** token is supervised, and
+    ``target_ids`` [M] those tokens. ``seg_index`` [N] are the flattened positions of the ``[SEG]`` tokens themselves,
+    ``seg_image`` [N] (ascending) the image of each, ``seg_object`` [N] the row of its masks in
+    ``visible_masks[seg_image]``. The tokens before every supervised token and every ``[SEG]`` are on the same branch.
+    """
+
+    image_ids: tuple[int, ...]
+    geometries: tuple[ImageGeometry, ...]
+    input_ids: torch.Tensor  # [B, L] int64
+    position_ids: torch.Tensor  # [B, L] int64
+    segment_ids: torch.Tensor  # [B, L] int64
+    target_index: torch.Tensor  # [M] int64
+    target_ids: torch.Tensor  # [M] int64
+    seg_index: torch.Tensor  # [N] int64
+    seg_image: torch.Tensor  # [N] int64
+    seg_object: torch.Tensor  # [N] int64
+    occlusion_rates: torch.Tensor  # [N] float32
+    visible_masks: tuple[torch.Tensor, ...]  # B x [K, H, W] bool
+    amodal_masks: tuple[torch.Tensor, ...]  # B x [K, H, W] bool
+    records: tuple[SegRecord, ...]  # N
+    sam_pixels: torch.Tensor | None = None  # [B, 3, S, S]
+    clip_pixels: torch.Tensor | None = None  # [B, 3, P, P]
+    sam_embeddings: torch.Tensor | None = None  # [B, C, S/16, S/16], or whatever the patch size gives
+    clip_features: torch.Tensor | None = None  # [B, T, C]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy with every tensor on ``device``."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, tuple) and value and hasattr(value[0], "to"):
+                return tuple(v.to(device, non_blocking=True) for v in value)
+            return value.to(device, non_blocking=True) if hasattr(value, "to") else value
+
+        return Batch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+@dataclass
+class ImageFeatures:
+    """The frozen encoders' outputs: SAM ``[B, C, S/p, S/p]`` and CLIP ``[B, T, C]`` (before the projector)."""
+
+    sam_embeddings: torch.Tensor
+    clip_features: torch.Tensor
+
+
+@dataclass
+class MaskOutput:
+    """What is decoded for N ``[SEG]`` states; the last two are ``None`` where ablated. Grid: SAM's padded square."""
+
+    visible_logits: torch.Tensor  # [N, h, w]
+    amodal_logits: torch.Tensor  # [N, h, w]
+    occlusion_rate: torch.Tensor | None  # [N], in [0, 1]
+    spatial_logits: torch.Tensor | None  # [N, 3, h, w]: 0 background, 1 visible, 2 occluded
+
+
+@dataclass
+class AuraOutput(MaskOutput):
+    """The model's answer to a :class:`Batch`, without any target or loss.
+
+    ``text_logits`` [M, V] stand at ``Batch.target_index`` only. ``unused`` is a zero that keeps every trainable
+    parameter in the graph when the batch has no ``[SEG]``, else ``None``.
+    """
+
+    text_logits: torch.Tensor = None  # type: ignore[assignment]
+    unused: torch.Tensor | None = None
+
+
+@dataclass
+class Losses:
+    """The terms of Eq. 1-4, unweighted scalars (0 where ablated), and their weighted ``total``."""
+
+    total: torch.Tensor
+    text: torch.Tensor
+    visible_bce: torch.Tensor
+    visible_dice: torch.Tensor
+    amodal_bce: torch.Tensor
+    amodal_dice: torch.Tensor
+    occlusion_rate: torch.Tensor
+    spatial: torch.Tensor
+
+    def as_floats(self) -> dict[str, float]:
+        return {f.name: float(getattr(self, f.name).detach()) for f in dataclasses.fields(self)}
+
+
+# --- results: what a user gets ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReplyObject:
+    """One ``[SEG]`` of a reply. Masks are bool [H, W] at the image's size; ``occlusion_rate`` in [0, 1].
+
+    ``name`` is the phrase before the ``[SEG]`` in the sentence. The rate is the model's own estimate, or, where that
+    head is ablated, 1 - |visible and amodal| / |amodal|.
+    """
+
+    name: str
+    visible: np.ndarray
+    amodal: np.ndarray
+    occlusion_rate: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to one question: its text with ``[SEG]`` marks, and one object per mark, in order.
+
+    ``truncated`` says that the answer hit ``max_new_tokens`` before it ended.
+    """
+
+    text: str
+    objects: tuple[ReplyObject, ...]
+    truncated: bool = False
