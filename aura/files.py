@@ -1,0 +1,44 @@
+"""Files that appear whole or not at all: written beside their place, flushed to disk, then moved over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically; parent folders are made. A reader sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _plain_mode())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, obj: Any, *, indent: int | None = None) -> None:
+    """Write ``obj`` as JSON with a final newline, atomically. NaN and infinity are refused: they are not JSON."""
+    separators = (",", ":") if indent is None else None
+    write_text(path, json.dumps(obj, indent=indent, separators=separators, allow_nan=False) + "\n")
+
+
+def _plain_mode() -> int:
+    """The mode a new file would have had: ``mkstemp`` makes files private, results should not be."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

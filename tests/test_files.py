@@ -1,0 +1,44 @@
+"""Atomic writes."""
+
+import json
+
+import pytest
+
+from aura.files import write_bytes, write_json, write_text
+
+
+def test_writes_make_folders_and_replace_the_old_file(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    write_text(path, "first é")
+    write_text(path, "second é")
+    assert path.read_bytes() == "second é".encode()
+    write_bytes(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    write_json(path, {"score": 1})
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"score": 2})
+    assert json.loads(path.read_text()) == {"score": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_json_refuses_what_is_not_json(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"rate": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_files_are_readable_as_any_other(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    write_text(tmp_path / "atomic", "x")
+    assert (tmp_path / "atomic").stat().st_mode == plain.stat().st_mode
