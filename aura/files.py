@@ -19,8 +19,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _plain_mode())
-        os.replace(temporary, path)
+        Path(temporary).chmod(_plain_mode())
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -24,7 +24,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
     def refuse(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("os.replace", refuse)
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
     with pytest.raises(OSError, match="disk full"):
         write_json(path, {"score": 2})
     assert json.loads(path.read_text()) == {"score": 1}
