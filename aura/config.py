@@ -8,8 +8,16 @@ LISA's. A YAML file or ``--section.key value`` changes only what it names::
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
@@ -212,3 +220,70 @@ class Config:
     data: DataSettings = field(default_factory=DataSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def parse_config(argv: Sequence[str] | None = None, *, prog: str = "train_ds.py") -> Config:
+    """Read ``--config`` layers (in order) and dotted overrides into a :class:`Config`.
+
+    ``--print_config`` prints the resolved YAML and exits with 0. An unknown key, a wrong type or value, or a missing
+    file ends the program with code 2 and one line on stderr that names it.
+
+    Args:
+        argv: Arguments, ``sys.argv[1:]`` by default.
+        prog: Program name for the messages.
+    """
+    try:
+        config, print_it = _parse(sys.argv[1:] if argv is None else argv, prog)
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        print(f"{prog}: {_one_line(error)} (see {prog} --help)", file=sys.stderr)
+        sys.exit(2)
+    if print_it:
+        print(to_yaml(config), end="")
+        sys.exit(0)
+    return config
+
+
+def load_config(path: str | Path) -> Config:
+    """Read one YAML file over the defaults.
+
+    Raises:
+        ValueError: With the file and the key, when the file is missing or does not fit.
+    """
+    try:
+        return _parse([f"--config={path}"], "config")[0]
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from error
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config as YAML that :func:`load_config` reads back to an equal :class:`Config`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def _parse(argv: Sequence[str], prog: str) -> tuple[Config, bool]:
+    parser = ArgumentParser(
+        prog=prog,
+        description="Train AURA. Later --config files and options win over earlier ones.",
+        epilog="Every option can stand in a YAML file: --train.lr 1e-3 is 'train: {lr: 1e-3}'.",
+        exit_on_error=False,
+        print_config=None,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML layer; repeat it to put one over another")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved YAML and exit")
+    # The deepspeed launcher appends this; the engine reads the rank from the environment.
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    for name, section in sections.items():
+        parser.add_class_arguments(section, name)
+    values = parser.instantiate(parser.parse_args(list(argv)))
+    return Config(**{name: getattr(values, name) for name in sections}), values.print_config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

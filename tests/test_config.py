@@ -1,0 +1,82 @@
+"""Layers, overrides and the one-line errors of the configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aura.config import Config, load_config, parse_config, to_yaml
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_later_layers_and_overrides_win_and_the_rest_is_kept(tmp_path):
+    first = write(tmp_path / "a.yaml", "train: {lr: 0.1, steps: 900}\nmodel: {lora: {r: 4}}\n")
+    second = write(tmp_path / "b.yaml", "train: {steps: 700}\n")
+    config = parse_config(
+        ["--config", first, "--config", second, "--train.betas", "[0.8,0.9]", "--data.conversations_per_image", "null"]
+    )
+    assert (config.train.lr, config.train.steps, config.train.betas) == (0.1, 700, (0.8, 0.9))
+    assert (config.model.lora.r, config.model.lora.alpha) == (4, 16)
+    assert config.data.conversations_per_image is None
+    assert config.loss == Config().loss
+
+
+def test_yaml_round_trip_is_equal(tmp_path):
+    config = parse_config(["--train.lr", "3e-4", "--model.lora.targets", "[q_proj,k_proj]", "--data.val.images", "x"])
+    assert load_config(write(tmp_path / "resolved.yaml", to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--train.foo", "3"], "train.foo"),
+        (["--train.steps", "many"], "train.steps"),
+        (["--loss.mask_resolution", "huge"], "loss.mask_resolution"),
+        (["--train.warmup_steps", "6000"], "train.warmup_steps"),
+        (["--model.lora.dropout", "1.5"], "model.lora.dropout"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key_and_code_2(arguments, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert named in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "named"), [("train: {lrr: 1}", "lrr"), ("trian: {lr: 1}", "trian"), ("a: [", "YAML")])
+def test_a_mistake_in_a_file_names_file_and_key(tmp_path, text, named):
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(ValueError, match=named if named != "YAML" else "pars") as error:
+        load_config(path)
+    assert path in str(error.value)
+
+
+def test_print_config_shows_the_resolved_yaml(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--train.lr", "0.5", "--print_config"])
+    assert stop.value.code == 0
+    assert load_config(write(tmp_path / "printed.yaml", capsys.readouterr().out)).train.lr == 0.5
+
+
+def test_the_launchers_local_rank_is_accepted_and_hidden(capsys):
+    assert parse_config(["--local_rank=1"]) == Config()
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    text = capsys.readouterr().out
+    assert "local_rank" not in text
+    assert "Peak learning rate" in text
+
+
+def test_reading_a_config_needs_no_torch():
+    code = "import sys, aura.config, aura.types; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
