@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
@@ -61,7 +61,7 @@ class ModelSettings:
         sam: SAM weights: a Hugging Face folder, or an official ``.pth`` file.
         init_from: An AURA export to start from instead of the three above.
         prompt_template: Conversation template: ``llava_v1``, ``llava_llama_2``, ...
-        seg_state: Hidden state that stands for ``[SEG]``: the one ``before`` it (which predicts it, as LISA) or ``at`` it.
+        seg_state: Hidden state that stands for ``[SEG]``: ``before`` it (the state that predicts it, as LISA) or ``at`` it.
         occlusion_condition: Use the occlusion condition encoder E_OC (and its occlusion rate).
         spatial_occlusion: Use the spatial occlusion encoder E_SO.
         train_embeddings: Train the token embeddings and the language model's head, as LISA does.
@@ -263,7 +263,8 @@ def to_yaml(config: Config) -> str:
             return {key: plain(item) for key, item in value.items()}
         return list(value) if isinstance(value, tuple) else value
 
-    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+    text: str = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+    return text
 
 
 def _parse(argv: Sequence[str], prog: str) -> tuple[Config, bool]:

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,8 @@ class ImageGeometry:
     padded: int
 
 
-class SegRecord(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SegRecord:
     """Where a ``[SEG]`` comes from: enough to name it in an error, a report or a prediction file."""
 
     image_id: int
