@@ -1,0 +1,1 @@
+"""Records, images and conversations on their way to tensors."""

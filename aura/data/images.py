@@ -1,0 +1,118 @@
+"""An image as SAM and CLIP read it: pure functions of PIL and numpy, one result on every machine.
+
+Pretraining, training, evaluation and chat all call these very functions, so that no part sees other pixels than the
+part that was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aura.types import ImageGeometry
+
+ClipResize = Literal["crop", "pad", "squash"]
+CLIP_RESIZES = ("crop", "pad", "squash")
+
+SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_STD = (58.395, 57.12, 57.375)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "") -> Image.Image:
+    """``source`` as a fully decoded RGB image.
+
+    An EXIF orientation is **not** applied: masks of annotated data refer to the stored pixels. Callers that show a
+    photograph to a person rotate it first (``PIL.ImageOps.exif_transpose``).
+
+    Args:
+        source: PIL image, uint8 array [H, W, 3] (RGB) or [H, W] (grey), or a file.
+        context: Prefix of every error message, such as ``"image 17: "``.
+
+    Raises:
+        ValueError: A file that is missing or cannot be decoded (named), or an array of another shape or type.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+            raise ValueError(
+                f"{context}an image array must be uint8 [H, W, 3] (RGB) or [H, W] (grey), "
+                f"got {source.dtype} {list(source.shape)}"
+            )
+        return Image.fromarray(source).convert("RGB")
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"{context}the image file {path} does not exist; check the image folder")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{context}the image file {path} cannot be decoded ({error}); replace the file") from error
+
+
+def sam_geometry(height: int, width: int, size: int) -> ImageGeometry:
+    """Longest side to ``size``, the other rounded half up (segment-anything ``ResizeLongestSide``)."""
+    scale = size / max(height, width)
+    resized = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+    return ImageGeometry(original=(height, width), resized=resized, padded=size)
+
+
+def sam_pixels(image: Image.Image, size: int) -> tuple[torch.Tensor, ImageGeometry]:
+    """SAM's input, float32 [3, S, S], and how the image lies in it.
+
+    Bilinear resize of the longest side to ``size`` on uint8, normalised on the 0-255 scale, and zero-padded right
+    and bottom **after** normalising (segment-anything ``transforms.py``, ``sam.py``).
+    """
+    geometry = sam_geometry(image.height, image.width, size)
+    height, width = geometry.resized
+    array = _normalise(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), 1.0, SAM_MEAN, SAM_STD)
+    pixels = torch.zeros(3, size, size)
+    pixels[:, :height, :width] = torch.from_numpy(array)
+    return pixels, geometry
+
+
+def clip_pixels(
+    image: Image.Image,
+    size: int,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    resize: ClipResize = "crop",
+) -> torch.Tensor:
+    """CLIP's input, float32 [3, P, P], resized bicubically and normalised on the 0-1 scale.
+
+    ``crop`` brings the shortest side to P and cuts the centre (CLIP's and LISA's preprocessing: the ends of a long
+    image are lost); ``pad`` brings the longest side to P and centres the image on the mean colour (zero after
+    normalising); ``squash`` brings both sides to P and loses the aspect ratio.
+    """
+    image = image.convert("RGB")
+    if resize == "crop":
+        short, long = sorted(image.size)
+        long = int(size * long / short)
+        width, height = (size, long) if image.width <= image.height else (long, size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    elif resize == "squash":
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    elif resize == "pad":
+        height, width = sam_geometry(image.height, image.width, size).resized
+        array = _normalise(image.resize((width, height), Image.Resampling.BICUBIC), 1 / 255, mean, std)
+        pixels = torch.zeros(3, size, size)
+        top, left = (size - height) // 2, (size - width) // 2
+        pixels[:, top : top + height, left : left + width] = torch.from_numpy(array)
+        return pixels
+    else:
+        raise ValueError(f"clip_resize must be one of {', '.join(CLIP_RESIZES)}, got {resize!r}")
+    return torch.from_numpy(_normalise(image, 1 / 255, mean, std))
+
+
+def _normalise(image: Image.Image, scale: float, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    array = np.asarray(image, dtype=np.float32) * np.float32(scale)
+    array = (array - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
