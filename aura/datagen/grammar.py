@@ -1,0 +1,222 @@
+"""The wording of offline questions and answers.
+
+Each kind of question has several forms, a question with its answer. The question decides the answer's wording, so that
+a small language model can learn to give exactly that answer. Slots:
+
+``{objects}`` the things asked for, each as "the banana [SEG]"; ``{focus}`` the one thing the question turns on, likewise;
+``{others}`` what hides the focus, or what it is compared with, likewise; ``{context}`` a thing named without ``[SEG]``;
+``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's verbs; ``{is}``,
+``{look}`` and ``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``;
+``{degree}`` how hidden the focus is; ``{side}``, ``{most}``: words of place.
+"""
+
+from __future__ import annotations
+
+Form = tuple[str, str]
+
+FULLY_VISIBLE = 0.02
+DEGREES: tuple[tuple[float, str], ...] = (
+    (FULLY_VISIBLE, "fully visible"),
+    (0.2, "slightly hidden"),
+    (0.4, "partly hidden"),
+    (0.6, "about half hidden"),
+    (1.01, "mostly hidden"),
+)
+"""Upper limits (exclusive) of the occlusion rate for each wording."""
+
+
+def degree(rate: float) -> str:
+    """The words for an occlusion rate in [0, 1]."""
+    return next(words for limit, words in DEGREES if rate < limit)
+
+
+_COULD = "You could {phrase} {objects}."
+_YES = "Yes, you could {phrase} {objects}."
+_CAN = "{objects} {phrase}."
+_YES_CAN = "Yes, {objects} {phrase}."
+_FRONT = "{objects} {is} in front of {context}."
+_BEHIND = "{objects} {is} behind {context}."
+_MOST = "{objects} {is} hidden the most."
+_LEAST = "{objects} {is} hidden the least."
+_STATE = "{focus} {focus_is} {degree}."
+_HIDDEN_BY = "{focus} {focus_is} {degree} by {others}."
+_SIDE = "On {side} {is} {objects}."
+_EXTREME = "{objects} {is} {most}."
+
+FORMS: dict[str, tuple[Form, ...]] = {
+    "use": (
+        ("What could I {phrase}?", _COULD),
+        ("What could I {phrase} here?", _COULD),
+        ("What can I {phrase} in this picture?", _COULD),
+        ("Which of these things could I {phrase}?", _COULD),
+        ("Please show me what I could {phrase}.", _COULD),
+        ("I am looking for something to {phrase}.", _COULD),
+        ("Is there something to {phrase}?", _YES),
+        ("Is there anything here that I could {phrase}?", _YES),
+        ("Can you find something I could {phrase}?", _YES),
+    ),
+    "situation": (
+        ("{situation} What could help me?", _COULD),
+        ("{situation} What would you take?", _COULD),
+        ("{situation} What here is good for that?", _COULD),
+        ("{situation} Is there anything for me?", _YES),
+    ),
+    "ability": (
+        ("What {phrase}?", _CAN),
+        ("What here {phrase}?", _CAN),
+        ("What in this picture {phrase}?", _CAN),
+        ("Which of these things {phrase}?", _CAN),
+        ("Please show me what {phrase}.", _CAN),
+        ("Is there something that {phrase}?", _YES_CAN),
+        ("Is there anything here that {phrase}?", _YES_CAN),
+        ("Can you find something that {phrase}?", _YES_CAN),
+    ),
+    "group": (
+        ("Which {things} do you see?", "You can see {objects}."),
+        ("What {things} are in this picture?", "You can see {objects}."),
+        ("Please show me the {things}.", "You can see {objects}."),
+        ("Are there any {things} here?", "Yes, you can see {objects}."),
+    ),
+    "blocked": (
+        (
+            "What could I {phrase}, and is anything in the way?",
+            "You could {phrase} {focus}, but {others} {others_are} in the way.",
+        ),
+        (
+            "What could I {phrase}, and what is in front of it?",
+            "You could {phrase} {focus}, and {others} {others_are} in front.",
+        ),
+        (
+            "Show me what I could {phrase}, and what hides it.",
+            "You could {phrase} {focus}, which is hidden by {others}.",
+        ),
+    ),
+    "free": (
+        (
+            "What could I {phrase}, and is anything in the way?",
+            "You could {phrase} {focus}, and nothing is in the way.",
+        ),
+    ),
+    "use_degree": (
+        ("What could I {phrase}, and how much of it is hidden?", "You could {phrase} {focus}, which is {degree}."),
+        ("What could I {phrase}, and how well can I see it?", "You could {phrase} {focus}, which is {degree}."),
+    ),
+    "hidden_by": (
+        ("What hides {thing}?", _HIDDEN_BY),
+        ("What is in front of {thing}?", _HIDDEN_BY),
+        ("Why can I not see all of {thing}?", _HIDDEN_BY),
+    ),
+    "in_front": (
+        ("What is in front of {context}?", _FRONT),
+        ("Which things are in front of {context}?", _FRONT),
+        ("What hides a part of {context}?", "{objects} {hide} a part of {context}."),
+        ("What covers {context}?", "{objects} {hide} a part of {context}."),
+        ("What should I move to see all of {context}?", "You should move {objects}."),
+    ),
+    "behind": (
+        ("What is behind {context}?", _BEHIND),
+        ("What is hidden behind {context}?", _BEHIND),
+        ("Which things are behind {context}?", _BEHIND),
+        ("What would I see better without {context}?", "You would see {objects} better."),
+    ),
+    "behind_thing": (
+        ("What is behind {thing}?", "{objects} {is} behind {focus}."),
+        ("What is hidden behind {thing}?", "{objects} {is} behind {focus}."),
+    ),
+    "most_hidden": (
+        ("Which of {things} is hidden the most?", _MOST),
+        ("Of {things}, which one is hidden the most?", _MOST),
+        ("Which of {things} can I see the least of?", _MOST),
+    ),
+    "least_hidden": (
+        ("Which of {things} is hidden the least?", _LEAST),
+        ("Of {things}, which one is hidden the least?", _LEAST),
+    ),
+    "most_hidden_by": (
+        ("Which of {things} is hidden the most, and by what?", "{focus} {focus_is} hidden the most, by {others}."),
+    ),
+    "pair": (
+        ("Which is hidden more, {thing} or {other_thing}?", "{focus} {focus_is} hidden more than {others}."),
+        ("What can I see less of, {thing} or {other_thing}?", "{focus} {focus_is} hidden more than {others}."),
+    ),
+    "side": (
+        ("What is on {side}?", _SIDE),
+        ("Which things are on {side}?", _SIDE),
+        ("Please show me everything on {side}.", _SIDE),
+    ),
+    "extreme": (
+        ("What is {most}?", _EXTREME),
+        ("Which thing is {most}?", _EXTREME),
+    ),
+    "extreme_of": (
+        ("Which of {things} is {most}?", _EXTREME),
+        ("Of {things}, which one is {most}?", _EXTREME),
+    ),
+    "size": (
+        ("Which thing looks the {most}?", "{objects} {look} the {most}."),
+        ("What looks the {most} in this picture?", "{objects} {look} the {most}."),
+    ),
+    "visible": (
+        ("Which things are fully visible?", "{objects} {is} fully visible."),
+        ("What does nothing hide?", "{objects} {is} fully visible."),
+        ("Which things can I see all of?", "{objects} {is} fully visible."),
+    ),
+    "hidden": (
+        ("Which things are hidden by something?", "{objects} {is} hidden by something."),
+        ("What stands behind something else?", "{objects} {is} hidden by something."),
+        ("Which things can I not see all of?", "{objects} {is} hidden by something."),
+    ),
+    "mostly_hidden": (
+        ("What is mostly hidden?", "{objects} {is} mostly hidden."),
+        ("Which things can I hardly see?", "{objects} {is} mostly hidden."),
+    ),
+    "everything": (
+        ("What do you see?", "Here {is} {objects}."),
+        ("What is in this picture?", "Here {is} {objects}."),
+        ("Which things are here?", "Here {is} {objects}."),
+        ("Please show me everything.", "Here {is} {objects}."),
+        ("Can you find all the things here?", "Yes, here {is} {objects}."),
+        ("What could I point at?", "You could point at {objects}."),
+        ("Please mark every thing you see.", "Here {is} {objects}."),
+        ("What stands out here?", "Here {is} {objects}."),
+        ("What should I look at?", "You should look at {objects}."),
+        ("Is there anything to see?", "Yes, here {is} {objects}."),
+    ),
+    "then_use": (
+        ("And what could I {phrase}?", _COULD),
+        ("And is there something to {phrase}?", _YES),
+    ),
+    "then_ability": (
+        ("And what {phrase}?", _CAN),
+        ("And is there something that {phrase}?", _YES_CAN),
+    ),
+    "then_in_front": (
+        ("And what is in front of it?", _FRONT),
+        ("What hides a part of it?", "{objects} {hide} a part of {context}."),
+        ("What should I move to see all of it?", "You should move {objects}."),
+    ),
+    "then_behind": (
+        ("And what is behind it?", _BEHIND),
+        ("What does it hide?", _BEHIND),
+    ),
+    "then_hidden_by": (
+        ("Is anything in front of it?", "Yes, {focus} {focus_is} {degree} by {others}."),
+        ("Does anything hide it?", "Yes, {focus} {focus_is} {degree} by {others}."),
+    ),
+    "then_visible": (
+        ("Is anything in front of it?", "No, {focus} {focus_is} fully visible."),
+        ("Does anything hide it?", "No, {focus} {focus_is} fully visible."),
+    ),
+    "then_degree": (
+        ("How much of it is hidden?", _STATE),
+        ("And how well can I see it?", _STATE),
+    ),
+    "then_most_hidden": (
+        ("Which of them is hidden the most?", _MOST),
+        ("And which one is hidden the most?", _MOST),
+    ),
+    "then_extreme": (
+        ("Which of them is {most}?", _EXTREME),
+        ("And which one is {most}?", _EXTREME),
+    ),
+}
