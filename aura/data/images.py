@@ -6,9 +6,11 @@ part that was trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,12 +49,23 @@ def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "")
                 f"got {source.dtype} {list(source.shape)}"
             )
         return Image.fromarray(source).convert("RGB")
-    path = Path(source)
+    with _open(Path(source), context) as image:
+        return image.convert("RGB")
+
+
+def image_size(path: str | Path, context: str = "") -> tuple[int, int]:
+    """(height, width) from the file's header, without decoding the pixels; errors as :func:`load_image`."""
+    with _open(Path(path), context) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _open(path: Path, context: str) -> Iterator[Image.Image]:
     if not path.is_file():
         raise ValueError(f"{context}the image file {path} does not exist; check the image folder")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{context}the image file {path} cannot be decoded ({error}); replace the file") from error
 
@@ -110,6 +123,36 @@ def clip_pixels(
     else:
         raise ValueError(f"clip_resize must be one of {', '.join(CLIP_RESIZES)}, got {resize!r}")
     return torch.from_numpy(_normalise(image, 1 / 255, mean, std))
+
+
+def clip_preprocessing(folder: str | Path) -> dict[str, Any]:
+    """CLIP's preprocessing as ``folder/preprocessor_config.json`` states it, as keyword arguments of ``Processor``.
+
+    Reads ``image_mean``, ``image_std``, ``size`` and ``crop_size`` as Hugging Face writes them, and ``clip_resize``
+    (``crop``, ``pad``, ``squash``), which is ours. Without ``clip_resize``, a ``size`` of height and width without a
+    crop is ``squash``, everything else ``crop``. Without the file the result is empty: CLIP's own defaults apply.
+
+    Raises:
+        ValueError: An input that is not square, or a crop smaller than the resized image (the file is named).
+    """
+    path = Path(folder) / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    result: dict[str, Any] = {
+        f"clip_{k}": tuple(config[f"image_{k}"]) for k in ("mean", "std") if f"image_{k}" in config
+    }
+    size = config.get("size", {})
+    shape = {size} if isinstance(size, int) else set(size.values())
+    crop = config.get("crop_size", {}) if config.get("do_center_crop", True) else {}
+    shape |= {crop} if isinstance(crop, int) else set(crop.values())
+    if len(shape) > 1:
+        raise ValueError(f"{path}: size {size} and crop_size {crop} differ; only one square input size is supported")
+    if shape:
+        result["clip_image_size"] = shape.pop()
+    squash = not crop and isinstance(size, dict) and "height" in size
+    result["clip_resize"] = config.get("clip_resize", "squash" if squash else "crop")
+    return result
 
 
 def _normalise(image: Image.Image, scale: float, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
