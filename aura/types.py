@@ -201,8 +201,9 @@ class MaskOutput:
 class AuraOutput(MaskOutput):
     """The model's answer to a :class:`Batch`, without any target or loss.
 
-    ``text_logits`` [M, V] stand at ``Batch.target_index`` only. ``unused`` is a zero that keeps every trainable
-    parameter in the graph when the batch has no ``[SEG]``, else ``None``.
+    ``text_logits`` [M, V] stand at ``Batch.target_index`` only. ``unused`` is a zero that keeps in the graph what no
+    target asks for: SAM's mask quality head, and all that lies behind ``[SEG]`` when the batch has none. Add it to the
+    loss, so that every trainable parameter takes part in every backward pass.
     """
 
     text_logits: torch.Tensor = None  # type: ignore[assignment]

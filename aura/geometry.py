@@ -1,0 +1,97 @@
+"""Between the mask decoder's grid and the image's own pixels.
+
+SAM sees an image resized to ``geometry.resized`` and zero-padded to a square of side S; its mask decoder answers on a
+coarser grid of the padded square. Both directions are linear and separable, so each is one pair of small matrices.
+
+Legend: n masks, c classes, h w decoder grid, H W pixels of the original image, S side of SAM's square input.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from aura.types import ImageGeometry
+
+
+def to_image(logits: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+    """Logits on the decoder's grid, resampled to the original image.
+
+    Equals SAM's own post-processing (bilinear to S x S, crop to the resized image, bilinear to the original size, both
+    with ``align_corners=False``) to float32 rounding, without building the S x S map.
+
+    Args:
+        logits: [n, h, w] or [n, c, h, w], any float dtype.
+        geometry: How the image lies in the padded square.
+
+    Returns:
+        float32 [n, H, W] or [n, c, H, W].
+    """
+    (height, width), (resized_height, resized_width) = geometry.original, geometry.resized
+    rows = _upsampling(logits.shape[-2], geometry.padded, resized_height, height, logits.device)
+    columns = _upsampling(logits.shape[-1], geometry.padded, resized_width, width, logits.device)
+    # An outer autocast would turn the products into half precision.
+    with torch.autocast(logits.device.type, enabled=False):
+        return rows @ logits.float() @ columns.T
+
+
+def to_decoder_grid(
+    masks: torch.Tensor, geometry: ImageGeometry, grid: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of the original image as soft targets on the decoder's grid.
+
+    A cell's target is the share of its image area that the mask covers.
+
+    Args:
+        masks: bool [n, H, W].
+        geometry: How the image lies in the padded square.
+        grid: (h, w) of the decoder's output.
+
+    Returns:
+        targets float32 [n, h, w] in [0, 1], and valid bool [h, w]: cells whose centre lies on the image, not on padding.
+    """
+    assert tuple(masks.shape[-2:]) == tuple(geometry.original), (masks.shape, geometry)
+    rows = _pooling(geometry.original[0], geometry.resized[0], geometry.padded, grid[0], masks.device)
+    columns = _pooling(geometry.original[1], geometry.resized[1], geometry.padded, grid[1], masks.device)
+    with torch.autocast(masks.device.type, enabled=False):
+        targets = (rows @ masks.float() @ columns.T).clamp(0, 1)
+    valid_rows = _centres(geometry.padded, grid[0], masks.device) < geometry.resized[0]
+    valid_columns = _centres(geometry.padded, grid[1], masks.device) < geometry.resized[1]
+    return targets, valid_rows[:, None] & valid_columns[None, :]
+
+
+def _centres(padded: int, cells: int, device: torch.device) -> torch.Tensor:
+    return (torch.arange(cells, device=device) + 0.5) * (padded / cells)
+
+
+@lru_cache(maxsize=256)
+def _upsampling(cells: int, padded: int, resized: int, original: int, device: torch.device) -> torch.Tensor:
+    """[original, cells]: grid -> padded side -> crop -> original, along one axis."""
+    matrix = _bilinear(resized, original) @ _bilinear(cells, padded)[:resized]
+    return matrix.to(device, torch.float32)
+
+
+def _bilinear(size_in: int, size_out: int) -> torch.Tensor:
+    """float64 [size_out, size_in]: ``F.interpolate(mode="bilinear", align_corners=False)`` along one axis."""
+    source = ((torch.arange(size_out, dtype=torch.float64) + 0.5) * (size_in / size_out) - 0.5).clamp(min=0)
+    low = source.floor().long().clamp(max=size_in - 1)
+    high = (low + 1).clamp(max=size_in - 1)
+    weight = source - low
+    matrix = torch.zeros(size_out, size_in, dtype=torch.float64)
+    rows = torch.arange(size_out)
+    matrix.index_put_((rows, low), 1 - weight, accumulate=True)
+    matrix.index_put_((rows, high), weight, accumulate=True)
+    return matrix
+
+
+@lru_cache(maxsize=256)
+def _pooling(original: int, resized: int, padded: int, cells: int, device: torch.device) -> torch.Tensor:
+    """[cells, original]: share of each pixel in the mean over each cell's part of the image; 0 rows on padding."""
+    # Everything in units of original pixels: a cell is a stretch of the padded side, cut off where the image ends.
+    edges = torch.arange(cells + 1, dtype=torch.float64) * (padded / cells) * (original / resized)
+    edges = edges.clamp(max=original)
+    pixels = torch.arange(original, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    overlap = overlap.clamp(min=0)
+    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-9)).to(device, torch.float32)

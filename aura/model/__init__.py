@@ -1,0 +1,7 @@
+"""The network: LLaVA with LoRA, SAM with twin mask decoders, and the occlusion modules."""
+
+from aura.model.aura import AuraModel, PartSize
+from aura.model.configuration import AuraConfig
+from aura.model.generation import Generation
+
+__all__ = ["AuraConfig", "AuraModel", "Generation", "PartSize"]

@@ -1,0 +1,328 @@
+"""AURA: a question about an image -> an answer whose ``[SEG]`` tokens carry a visible and an amodal mask.
+
+Legend: B images, L packed tokens, M supervised tokens, N ``[SEG]`` objects of the whole batch, T image features,
+V vocabulary, H hidden size, C SAM's channels, g side of SAM's embedding grid, h w the mask decoder's output grid.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import Cache, LlavaForConditionalGeneration, PreTrainedModel, SamModel
+
+from aura.model import generation, segmentation
+from aura.model.configuration import AuraConfig
+from aura.model.generation import AnswerTokens, Generation
+from aura.model.mllm import Mllm, packed_attention_mask
+from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
+from aura.model.segmentation import PromptEncoder, TextProjection
+from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
+
+
+class PartSize(NamedTuple):
+    """Parameters of one part."""
+
+    total: int
+    trainable: int
+
+
+class AuraModel(PreTrainedModel):
+    """The network of the paper (section 3.2, 3.3). It sees no targets and computes no losses.
+
+    Args:
+        config: What to build.
+        llava: A ready LLaVA whose parts to use; built from ``config`` with random weights without.
+        sam: A ready SAM whose parts to use; likewise. Both mask decoders start from its one.
+    """
+
+    config_class = AuraConfig
+    base_model_prefix = "aura"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _tied_weights_keys = {"mllm.lm_head.weight": "mllm.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "LlamaDecoderLayer",
+        "CLIPEncoderLayer",
+        "SamVisionLayer",
+        "PromptEncoder",
+        "SamMaskDecoder",
+        "OcclusionConditionEncoder",
+        "SpatialOcclusionEncoder",
+    ]
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # Blank masks are what half-precision or quantised mask decoding is known for.
+    _keep_in_fp32_modules = [  # noqa: RUF012
+        "image_encoder",
+        "prompt_encoder",
+        "visible_decoder",
+        "amodal_decoder",
+        "occlusion_condition",
+        "spatial_occlusion",
+    ]
+
+    def __init__(
+        self,
+        config: AuraConfig,
+        llava: LlavaForConditionalGeneration | None = None,
+        sam: SamModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        llava = LlavaForConditionalGeneration(config.llava_config) if llava is None else llava
+        sam = SamModel(config.sam_config) if sam is None else sam
+        self.mllm = Mllm(llava, config.lora)
+        self.image_encoder = sam.vision_encoder
+        self.prompt_encoder = PromptEncoder(config.llava_config.text_config.hidden_size, sam.prompt_encoder)
+        self.visible_decoder = sam.mask_decoder
+        self.amodal_decoder = copy.deepcopy(sam.mask_decoder)
+        channels = config.prompt_hidden_size
+        self.occlusion_condition = OcclusionConditionEncoder(channels) if config.occlusion_condition else None
+        self.spatial_occlusion = SpatialOcclusionEncoder() if config.spatial_occlusion else None
+        for module in self.modules():
+            # Every part comes initialised, by its own class or from a file; the library must not do it again.
+            module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))
+        self.post_init()
+        self.freeze()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, TextProjection | OcclusionConditionEncoder | SpatialOcclusionEncoder):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    # --- forward ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, sam_pixels: torch.Tensor, clip_pixels: torch.Tensor) -> ImageFeatures:
+        """Frozen features of SAM pixels [B, 3, S, S] and CLIP pixels [B, 3, P, P]; worth caching."""
+        return ImageFeatures(self._encode_sam(sam_pixels), self.mllm.encode_images(clip_pixels))
+
+    def _encode_sam(self, sam_pixels: torch.Tensor) -> torch.Tensor:
+        return self.image_encoder(sam_pixels.to(self.image_encoder.dtype)).last_hidden_state
+
+    def forward(self, batch: Batch) -> AuraOutput:
+        """Text logits at the supervised positions and masks for every ``[SEG]`` of the batch.
+
+        Every trainable parameter takes part in the backward pass of ``output.unused`` plus the other outputs, whatever
+        the batch holds, so that ranks never wait for each other's gradients.
+        """
+        with torch.no_grad():
+            sam_embeddings, clip_features = batch.sam_embeddings, batch.clip_features
+            if sam_embeddings is None:
+                sam_embeddings = self._encode_sam(batch.sam_pixels)
+            if clip_features is None:
+                clip_features = self.mllm.encode_images(batch.clip_pixels)
+        hidden = self.mllm(
+            batch.input_ids,
+            clip_features=clip_features,
+            attention_mask=packed_attention_mask(batch.segment_ids, torch.float32),
+            position_ids=batch.position_ids,
+        ).flatten(0, 1)  # [B * L, H]
+        text_logits = self.mllm.lm_head(hidden[batch.target_index])  # [M, V]
+
+        seg_index = batch.seg_index - (self.config.seg_state == "before")
+        seg_image, count = batch.seg_image, len(seg_index)
+        if count == 0:
+            # A stand-in object: modules that run on one rank only would stop ZeRO and DDP.
+            seg_index, seg_image = seg_index.new_zeros(1), seg_image.new_zeros(1)
+        masks, quality = self._decode(hidden[seg_index], sam_embeddings, seg_image)
+        unused = [quality]
+        if count == 0:
+            unused += [value for value in vars(masks).values() if value is not None]
+            masks = MaskOutput(**{k: None if v is None else v[:0] for k, v in vars(masks).items()})
+        return AuraOutput(
+            **vars(masks), text_logits=text_logits, unused=sum(0.0 * value.float().mean() for value in unused)
+        )
+
+    def decode_masks(self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor) -> MaskOutput:
+        """Masks and occlusion of N ``[SEG]`` states, in one call for all images.
+
+        Args:
+            seg_hidden: [N, H].
+            sam_embeddings: [B, C, g, g].
+            seg_image: int64 [N], the image of each state.
+        """
+        return self._decode(seg_hidden, sam_embeddings, seg_image)[0]
+
+    def _decode(
+        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor
+    ) -> tuple[MaskOutput, torch.Tensor]:
+        """The masks, and the sum of the decoders' own quality estimates [N]: LISA trains that head without a loss."""
+        refined = self.prompt_encoder(seg_hidden)  # e_r [N, C]
+        images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()
+        images = images[seg_image.to(refined.device)]  # [N, C, g, g]
+        positions = self.prompt_encoder.image_positions()
+        visible, visible_quality = segmentation.decode(self.visible_decoder, refined, images, positions)
+
+        aware, rate = refined, None  # e_oa [N, C]
+        if self.occlusion_condition is not None:
+            aware, rate = self.occlusion_condition(refined)
+        amodal, amodal_quality = segmentation.decode(self.amodal_decoder, aware, images, positions)
+
+        spatial = None
+        if self.spatial_occlusion is not None:
+            spatial = self.spatial_occlusion(visible, amodal)  # [N, 3, h, w]
+        return MaskOutput(visible, amodal, rate, spatial), visible_quality + amodal_quality
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def generate_answer(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        clip_features: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        max_new_tokens: int = 256,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Write one answer greedily, with a cache, one forward pass per token.
+
+        Args:
+            input_ids: int64 [1, L], the tokens that the cache does not hold yet.
+            clip_features: [1, T, C] where ``input_ids`` hold the image; ``None`` when a cache is continued.
+            past_key_values: The cache of the conversation so far; it is extended in place.
+            max_new_tokens: The answer is cut (and marked ``truncated``) after so many tokens.
+            on_token: Called with each new token, for streaming.
+        """
+        return generation.generate_answer(
+            self.mllm,
+            self._answer_tokens,
+            input_ids,
+            clip_features=clip_features,
+            past_key_values=past_key_values,
+            max_new_tokens=max_new_tokens,
+            on_token=on_token,
+        )
+
+    def generate_answers(
+        self, prompts: Sequence[Sequence[int]], *, clip_features: torch.Tensor, max_new_tokens: int = 256
+    ) -> list[Generation]:
+        """Answers to Q prompts about one image, as :meth:`generate_answer` would write each, but together.
+
+        What the prompts have in common from their start (system prompt and image) is read once; the rest is read and
+        the answers are written in batches of Q.
+
+        Args:
+            prompts: Q lists of ids, each with the image's placeholders; histories may differ.
+            clip_features: [1, T, C] of the one image.
+            max_new_tokens: As in :meth:`generate_answer`.
+
+        Raises:
+            ValueError: The prompts do not share all image placeholders.
+        """
+        return generation.generate_answers(
+            self.mllm, self._answer_tokens, prompts, clip_features=clip_features, max_new_tokens=max_new_tokens
+        )
+
+    @property
+    def _answer_tokens(self) -> AnswerTokens:
+        config = self.config
+        return AnswerTokens(config.seg_token_id, config.eos_token_id, config.image_token_id, config.seg_state)
+
+    # --- what is trained ----------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Leave trainable what LISA and the paper train, and nothing else.
+
+        LoRA, token embeddings and head (``config.train_embeddings``), the prompt projection, both mask decoders, E_OC
+        and E_SO. A model loaded with ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so already.
+        """
+        self.requires_grad_(False)
+        trained = [self.prompt_encoder.projection, self.visible_decoder, self.amodal_decoder]
+        trained += [self.occlusion_condition, self.spatial_occlusion]
+        if self.config.train_embeddings:
+            trained += [self.mllm.language_model.embed_tokens, self.mllm.lm_head]
+        for module in trained:
+            if module is not None:
+                module.requires_grad_(True)
+        for parameter in self.mllm.lora_parameters():
+            parameter.requires_grad_(True)
+
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    def train(self, mode: bool = True) -> AuraModel:
+        super().train(mode)
+        self.image_encoder.eval()
+        self.mllm.vision_tower.eval()
+        return self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute the language model's layers in the backward pass; the frozen encoders have none."""
+        self.mllm.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.mllm.language_model.gradient_checkpointing_disable()
+
+    def add_lora(self, lora: dict[str, Any]) -> None:
+        """Put new adapters (a zero update) into a model that has none."""
+        assert self.config.lora is None, "merge_lora() first"
+        self.mllm.add_lora(lora)
+        self.config.lora = {**lora, "targets": list(lora["targets"])}
+        self.freeze()
+
+    def merge_lora(self) -> None:
+        """Add the adapters into the weights they adapt; the model becomes one without adapters."""
+        self.mllm.merge_lora()
+        self.config.lora = None
+        self.freeze()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.mllm.language_model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mllm.lm_head
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Loading replaces parameters, and with them what freeze() said.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        return loaded
+
+    # --- facts about the model ----------------------------------------------------------------------------------------
+
+    def num_parameters_by_part(self) -> dict[str, PartSize]:
+        """Parameters of each part; the parts are disjoint and add up to the model."""
+        sizes: dict[str, PartSize] = {}
+        for name, parameter in self.named_parameters():
+            part, count = _part_of(name), getattr(parameter, "ds_numel", parameter.numel())
+            total, trainable = sizes.get(part, PartSize(0, 0))
+            sizes[part] = PartSize(total + count, trainable + count * parameter.requires_grad)
+        return sizes
+
+    def encoder_fingerprint(self) -> str:
+        """16 hex digits that tell these frozen encoders (weights, dtype, chosen layer) from others.
+
+        Up to 4096 evenly spread values of every tensor are hashed: two sets of weights that agree on those are the same
+        for any practical purpose, and a 7B model takes a moment, not a minute.
+        """
+        llava = self.config.llava_config
+        digest = hashlib.sha256(
+            json.dumps([llava.vision_feature_layer, llava.vision_feature_select_strategy]).encode()
+        )
+        for encoder in (self.image_encoder, self.mllm.vision_tower):
+            for name, tensor in encoder.state_dict().items():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                flat = tensor.detach().flatten()
+                digest.update(flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _part_of(name: str) -> str:
+    if ".lora_" in name:
+        return "lora"
+    top, _, rest = name.partition(".")
+    if top == "mllm":
+        part = rest.partition(".")[0]
+        embeddings = part == "lm_head" or rest.startswith("language_model.embed_tokens")
+        return "embeddings_and_head" if embeddings else part
+    if top == "prompt_encoder":
+        return "projection" if rest.startswith("projection") else "prompt_encoder"
+    return top

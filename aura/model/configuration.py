@@ -1,0 +1,71 @@
+"""The configuration that is saved with an AURA model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlavaConfig, PretrainedConfig, SamConfig
+
+
+class AuraConfig(PretrainedConfig):
+    """What an AURA model is made of; enough to build it without its weights.
+
+    Args:
+        llava_config: The multimodal language model (a ``LlavaConfig`` or its dict); its vocabulary holds ``[SEG]``.
+        sam_config: The segmentation model (a ``SamConfig`` or its dict).
+        seg_token_id: Id of ``[SEG]``.
+        eos_token_id: Id that ends an answer.
+        seg_state: Hidden state that stands for a ``[SEG]``: the one ``before`` it, which predicts it, or ``at`` it.
+        occlusion_condition: Has the occlusion condition encoder E_OC.
+        spatial_occlusion: Has the spatial occlusion encoder E_SO.
+        lora: ``{"r", "alpha", "dropout", "targets"}`` of the adapters in the language model, ``None`` without.
+        train_embeddings: Token embeddings and language model head are trainable.
+    """
+
+    model_type = "aura"
+    sub_configs = {"llava_config": LlavaConfig, "sam_config": SamConfig}  # noqa: RUF012 (read by transformers)
+
+    llava_config: Any = None
+    sam_config: Any = None
+    seg_token_id: int | None = None
+    eos_token_id: int | None = None
+    seg_state: str = "before"
+    occlusion_condition: bool = True
+    spatial_occlusion: bool = True
+    lora: dict[str, Any] | None = None
+    train_embeddings: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name, kind in self.sub_configs.items():
+            value = getattr(self, name)
+            if value is None or isinstance(value, dict):
+                setattr(self, name, kind(**(value or {})))
+        # The library ties weights by the outermost config's word.
+        self.tie_word_embeddings = bool(self.llava_config.tie_word_embeddings)
+        if self.seg_state not in ("before", "at"):
+            raise ValueError(f"seg_state must be 'before' or 'at', got {self.seg_state!r}")
+        if self.lora is not None:
+            self.lora = {**self.lora, "targets": list(self.lora["targets"])}
+        super().__post_init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """The language model's config, where the library looks for vocabulary and cache sizes."""
+        return self.llava_config.text_config if isinstance(self.llava_config, LlavaConfig) else self
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the image placeholder, which stands once per image feature."""
+        return self.llava_config.image_token_index
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Placeholders per image."""
+        vision = self.llava_config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return patches + (self.llava_config.vision_feature_select_strategy == "full")
+
+    @property
+    def prompt_hidden_size(self) -> int:
+        """Channels of SAM's prompt embeddings, of e_r and of e_oa."""
+        return self.sam_config.prompt_encoder_config.hidden_size

@@ -1,0 +1,216 @@
+"""Greedy answers with a key-value cache: one at a time for chat, many per image in lockstep for evaluation.
+
+Legend: Q prompts about one image, L tokens, T image features, C channels of CLIP, H hidden size, n ``[SEG]`` of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import Cache
+
+from aura.model.mllm import Mllm
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The ids that matter while an answer is written, and which state stands for a ``[SEG]``."""
+
+    seg: int
+    eos: int
+    image: int
+    seg_state: str
+
+
+@dataclass
+class Generation:
+    """One answer.
+
+    ``token_ids`` holds the end-of-answer token where it was reached; otherwise ``truncated`` is set. ``seg_hidden``
+    [n, H] has the state of each ``[SEG]`` in order, the same that teacher forcing on ``token_ids`` gives.
+
+    ``past_key_values`` covers the prompt and all of ``token_ids`` but ``pending_ids``: the last token, which was emitted
+    but never read. Whoever continues the conversation puts ``pending_ids`` before the new tokens. Answers that were
+    generated together have no cache.
+    """
+
+    token_ids: list[int]
+    seg_hidden: torch.Tensor
+    past_key_values: Cache | None
+    truncated: bool
+    pending_ids: list[int]
+
+
+@dataclass
+class _Answer:
+    """An answer while it is being written."""
+
+    tokens: AnswerTokens
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    states: list[torch.Tensor] = field(default_factory=list)
+
+    def emit(self, token: int, state: torch.Tensor) -> bool:
+        """Take the token that ``state`` [H] predicted; whether it must be read by the model as well."""
+        self.ids.append(token)
+        if token == self.tokens.seg and self.tokens.seg_state == "before":
+            self.states.append(state)
+        return not self.ended or self.awaits_state
+
+    def read(self, state: torch.Tensor) -> None:
+        """The model read the last token and is now in ``state`` [H]."""
+        if self.awaits_state:
+            self.states.append(state)
+
+    @property
+    def awaits_state(self) -> bool:
+        return self.tokens.seg_state == "at" and self.ids[-1] == self.tokens.seg
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.ids) and (self.ids[-1] == self.tokens.eos or len(self.ids) >= self.limit)
+
+    def finish(self, cache: Cache | None, empty: torch.Tensor) -> Generation:
+        return Generation(
+            token_ids=self.ids,
+            seg_hidden=torch.stack(self.states) if self.states else empty,
+            past_key_values=cache,
+            truncated=self.ids[-1] != self.tokens.eos,
+            pending_ids=[] if self.awaits_state else self.ids[-1:],
+        )
+
+
+@torch.no_grad()
+def generate_answer(
+    mllm: Mllm,
+    tokens: AnswerTokens,
+    input_ids: torch.Tensor,
+    *,
+    clip_features: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+    max_new_tokens: int = 256,
+    on_token: Callable[[int], None] | None = None,
+) -> Generation:
+    """See :meth:`aura.model.AuraModel.generate_answer`."""
+    _check_limit(max_new_tokens)
+    cache = mllm.new_cache() if past_key_values is None else past_key_values
+    state = mllm(input_ids, clip_features=clip_features, past_key_values=cache)[0, -1]
+    answer = _Answer(tokens, max_new_tokens)
+    while not answer.ended:
+        token = int(mllm.lm_head(state).argmax())
+        must_read = answer.emit(token, state)
+        if on_token is not None:
+            on_token(token)
+        if must_read:
+            state = mllm(input_ids.new_tensor([[token]]), past_key_values=cache)[0, -1]
+            answer.read(state)
+    return answer.finish(cache, state.new_zeros(0, state.shape[-1]))
+
+
+@torch.no_grad()
+def generate_answers(
+    mllm: Mllm,
+    tokens: AnswerTokens,
+    prompts: Sequence[Sequence[int]],
+    *,
+    clip_features: torch.Tensor,
+    max_new_tokens: int = 256,
+) -> list[Generation]:
+    """See :meth:`aura.model.AuraModel.generate_answers`."""
+    _check_limit(max_new_tokens)
+    if not prompts:
+        return []
+    device = clip_features.device
+    prefix = _common_prefix(prompts)
+    rests = [list(prompt[prefix:]) for prompt in prompts]
+    if any(tokens.image in rest for rest in rests):
+        raise ValueError("the prompts differ before or inside the image; only prompts about one image share a prefix")
+
+    cache = mllm.new_cache()
+    mllm(torch.tensor([prompts[0][:prefix]], device=device), clip_features=clip_features, past_key_values=cache)
+    if len(prompts) > 1:
+        cache.batch_repeat_interleave(len(prompts))
+
+    ids, lengths = _pad_right(rests, device)
+    length = ids.shape[1]
+    steps = torch.arange(length, device=device)
+    readable = torch.cat([steps.new_ones(len(rests), prefix).bool(), steps < lengths[:, None]], dim=1)
+    causal = torch.ones(length, prefix + length, device=device).tril(prefix).bool()
+    hidden = mllm(
+        ids,
+        attention_mask=_additive(causal & readable[:, None, :]),
+        position_ids=(prefix + steps).expand(len(rests), -1),
+        past_key_values=cache,
+    )
+    states = hidden[torch.arange(len(rests), device=device), lengths - 1]
+    answers = [_Answer(tokens, max_new_tokens) for _ in prompts]
+    _decode_in_lockstep(mllm, answers, states, cache, readable, prefix + lengths)
+    return [answer.finish(None, states.new_zeros(0, states.shape[-1])) for answer in answers]
+
+
+def _decode_in_lockstep(
+    mllm: Mllm,
+    answers: list[_Answer],
+    states: torch.Tensor,  # [Q, H]
+    cache: Cache,
+    readable: torch.Tensor,  # [Q, keys] bool: False on the padding between a prompt and its answer
+    positions: torch.Tensor,  # [Q] position of the next token
+) -> None:
+    rows = list(range(len(answers)))  # the answer that each row of the tensors belongs to
+    while True:
+        choices = mllm.lm_head(states).argmax(-1)
+        reading = []
+        for row, (number, token) in enumerate(zip(rows, choices.tolist(), strict=True)):
+            if not answers[number].ended and answers[number].emit(token, states[row]):
+                reading.append(row)
+        if not reading:
+            return
+        # Dropping a row copies the cache, so wait until it halves the work.
+        if len(reading) <= len(rows) // 2:
+            keep = torch.tensor(reading, device=states.device)
+            cache.batch_select_indices(keep)
+            rows = [rows[row] for row in reading]
+            readable, positions, choices = readable[keep], positions[keep], choices[keep]
+            reading = list(range(len(rows)))
+        readable = torch.cat([readable, readable.new_ones(len(rows), 1)], dim=1)
+        states = mllm(
+            choices[:, None],
+            attention_mask=_additive(readable[:, None, :]),
+            position_ids=positions[:, None],
+            past_key_values=cache,
+        )[:, -1]
+        positions = positions + 1
+        for row in reading:
+            answers[rows[row]].read(states[row])
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common prefix that leaves every prompt at least one token."""
+    shortest = min(len(prompt) for prompt in prompts)
+    if shortest < 2:
+        raise ValueError("a prompt needs at least two tokens")
+    first = prompts[0]
+    for i in range(shortest - 1):
+        if any(prompt[i] != first[i] for prompt in prompts):
+            return i
+    return shortest - 1
+
+
+def _pad_right(rests: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids [Q, longest] and lengths [Q]; the padding repeats the last token, whose value never matters."""
+    longest = max(len(rest) for rest in rests)
+    ids = [[*rest, *[rest[-1]] * (longest - len(rest))] for rest in rests]
+    return torch.tensor(ids, device=device), torch.tensor([len(rest) for rest in rests], device=device)
+
+
+def _additive(allowed: torch.Tensor) -> torch.Tensor:
+    """bool [Q, queries, keys] -> float32 [Q, 1, queries, keys]; the half formats' own minimum would do as well."""
+    mask = torch.zeros(allowed.shape, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(torch.float16).min).unsqueeze(1)
+
+
+def _check_limit(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")

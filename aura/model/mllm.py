@@ -1,0 +1,144 @@
+"""The multimodal language model: LLaVA's parts, LoRA, and hidden states for every token.
+
+Legend: B images (packed sequences), L tokens, T image features, C channels of CLIP, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
+
+
+class Mllm(nn.Module):
+    """CLIP tower, projector, Llama decoder and head of a LLaVA model, called one by one.
+
+    Taking LLaVA apart gives what its own ``forward`` cannot: attention over packed branches, logits at chosen positions
+    only, and image features that come from a cache.
+
+    Args:
+        llava: The model whose parts to use; they are shared, not copied.
+        lora: ``{"r", "alpha", "dropout", "targets"}`` or ``None``.
+    """
+
+    def __init__(self, llava: LlavaForConditionalGeneration, lora: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = llava.config
+        self.vision_tower = llava.model.vision_tower
+        self.projector = llava.model.multi_modal_projector
+        self.language_model = llava.model.language_model
+        self.lm_head = llava.lm_head
+        if lora is not None:
+            self.add_lora(lora)
+
+    def encode_images(self, clip_pixels: torch.Tensor) -> torch.Tensor:
+        """CLIP features [B, T, C] of pixels [B, 3, P, P], at LLaVA's layer, without CLS where LLaVA drops it."""
+        pixels = clip_pixels.to(self.vision_tower.dtype)
+        states = self.vision_tower(pixels, output_hidden_states=True).hidden_states
+        layers = self.config.vision_feature_layer
+        chosen = [states[i] for i in ([layers] if isinstance(layers, int) else layers)]
+        if self.config.vision_feature_select_strategy == "default":
+            chosen = [state[:, 1:] for state in chosen]
+        return torch.cat(chosen, dim=-1)
+
+    def embed(self, input_ids: torch.Tensor, clip_features: torch.Tensor | None = None) -> torch.Tensor:
+        """Input embeddings [B, L, H] of ids [B, L], with projected features [B, T, C] at the image placeholders.
+
+        Raises:
+            ValueError: A sequence does not have exactly one placeholder per image feature.
+        """
+        embeddings = self.language_model.embed_tokens(input_ids)
+        if clip_features is None:
+            return embeddings
+        placeholders = input_ids == self.config.image_token_index
+        counts = placeholders.sum(1).tolist()
+        if any(count != clip_features.shape[1] for count in counts):
+            raise ValueError(
+                f"the sequences have {counts} image placeholders (id {self.config.image_token_index}) but every image "
+                f"has {clip_features.shape[1]} features; the processor and the model disagree on the image size or the "
+                "placeholder"
+            )
+        features = self.projector(clip_features.to(embeddings.device, self.projector.linear_1.weight.dtype))
+        return embeddings.masked_scatter(placeholders.unsqueeze(-1), features.to(embeddings.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        clip_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the last norm, [B, L, H].
+
+        Args:
+            input_ids: int64 [B, L].
+            clip_features: [B, T, C] where the ids hold image placeholders.
+            attention_mask: Additive float [B, 1, L, keys]; causal without.
+            position_ids: int64 [B, L]; they count on from the cache without.
+            past_key_values: A cache to read and extend.
+        """
+        embeddings = self.embed(input_ids, clip_features)
+        output = self.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=None if attention_mask is None else attention_mask.to(embeddings.dtype),
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+        )
+        return output.last_hidden_state
+
+    def new_cache(self) -> Cache:
+        return DynamicCache(config=self.config.text_config)
+
+    def add_lora(self, lora: dict[str, Any]) -> None:
+        """Put adapters into the language model; they start as a zero update.
+
+        Raises:
+            ValueError: A target names no linear layer of the decoder.
+        """
+        # Full names: the bare suffix q_proj would also match CLIP's and SAM's layers in a wider search.
+        linears = [name for name, module in self.language_model.named_modules() if isinstance(module, nn.Linear)]
+        known = {name.rpartition(".")[2] for name in linears}
+        if unknown := set(lora["targets"]) - known:
+            raise ValueError(
+                f"model.lora.targets names {sorted(unknown)}, which the language model does not have; "
+                f"it has {sorted(known)}"
+            )
+        targets = [name for name in linears if name.rpartition(".")[2] in lora["targets"]]
+        config = LoraConfig(
+            r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets, bias="none"
+        )
+        inject_adapter_in_model(config, self.language_model)
+
+    def merge_lora(self) -> None:
+        """Add the adapters into the layers they adapt, and remove them."""
+        for name, module in list(self.language_model.named_modules()):
+            if isinstance(module, LoraLayer):
+                module.merge()
+                self.language_model.set_submodule(name, module.get_base_layer())
+        if hasattr(self.language_model, "peft_config"):
+            del self.language_model.peft_config
+
+    def lora_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.language_model.named_parameters() if ".lora_" in name]
+
+
+def packed_attention_mask(segment_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [B, 1, L, L] of a packed batch: 0 where a token may look, the dtype's minimum elsewhere.
+
+    A token sees itself and the earlier tokens of the shared prefix (segment 0) and of its own branch. Padding (-1) sees
+    padding alone, so that no row is empty. A float mask is right under every attention implementation; a bool mask is
+    silently wrong under the eager one.
+    """
+    length = segment_ids.shape[1]
+    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+    allowed = causal & ((key == query) | ((key == 0) & (query >= 0)))
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)

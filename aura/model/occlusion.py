@@ -1,0 +1,69 @@
+"""The two occlusion modules of the paper (section 3.3); it names them, their layers are this project's choice.
+
+Legend: N ``[SEG]`` objects, C channels of SAM's prompts, h w the mask decoder's output grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class OcclusionConditionEncoder(nn.Module):
+    """E_OC: e_r -> occlusion-aware embedding e_oa, and the occlusion rate.
+
+    A residual MLP whose last layer starts at zero: training starts from e_oa = e_r, the model without this module.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(channels, channels)
+        self.linear_out = nn.Linear(channels, channels)
+        self.rate = nn.Linear(channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.linear_in, self.linear_out, self.rate):
+            layer.reset_parameters()
+        nn.init.zeros_(self.linear_out.weight)
+        nn.init.zeros_(self.linear_out.bias)
+
+    def forward(self, refined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """e_r [N, C] -> e_oa [N, C] and rates [N] in (0, 1)."""
+        aware = refined + self.linear_out(F.gelu(self.linear_in(refined)))
+        return aware, self.rate(aware).squeeze(-1).sigmoid()
+
+
+class SpatialOcclusionEncoder(nn.Module):
+    """E_SO: visible and amodal logits -> 3-class map (background, visible, occluded).
+
+    Two masks already imply such a map: with v and a the probabilities of visible and amodal, the classes have
+    probabilities (1 - v)(1 - a), v and (1 - v) a, which sum to 1. The module gives the logarithm of these (up to a
+    constant per pixel) plus a small convolutional stack that starts at zero. So its loss trains both decoders from the
+    first step, and the stack learns what single pixels cannot tell.
+
+    Args:
+        channels: Width of the convolutions.
+    """
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(2, channels, 3, padding=1)
+        self.conv_mid = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, 3, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.conv_in, self.conv_mid, self.conv_out):
+            layer.reset_parameters()
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, visible_logits: torch.Tensor, amodal_logits: torch.Tensor) -> torch.Tensor:
+        """Two maps [N, h, w] -> class logits [N, 3, h, w]."""
+        implied = torch.stack([F.logsigmoid(-amodal_logits), visible_logits, F.logsigmoid(amodal_logits)], dim=1)
+        # Probabilities, because raw logits grow without bound as the decoders become sure.
+        maps = torch.stack([visible_logits, amodal_logits], dim=1).sigmoid()
+        features = F.gelu(self.conv_mid(F.gelu(self.conv_in(maps))))
+        return implied + self.conv_out(features)

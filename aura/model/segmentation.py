@@ -1,0 +1,85 @@
+"""From a ``[SEG]`` state to masks: prompt encoder E_P and the call of SAM's mask decoder.
+
+Legend: B images, N ``[SEG]`` objects of the whole batch, H hidden size of the language model, C SAM's prompt channels,
+g side of SAM's embedding grid, h w the decoder's output grid (4 g).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
+
+
+class TextProjection(nn.Sequential):
+    """Linear - ReLU - Linear from the language model's space to SAM's prompts (LISA's ``text_hidden_fcs``)."""
+
+    def __init__(self, hidden_size: int, prompt_size: int) -> None:
+        super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, prompt_size))
+
+    def reset_parameters(self) -> None:
+        self[0].reset_parameters()
+        self[2].reset_parameters()
+
+
+class PromptEncoder(nn.Module):
+    """E_P: the refined embedding e_r of each ``[SEG]`` state, and SAM's dense prompts that go with it.
+
+    Args:
+        hidden_size: H of the language model.
+        sam: SAM's own prompt encoder; frozen.
+    """
+
+    def __init__(self, hidden_size: int, sam: SamPromptEncoder) -> None:
+        super().__init__()
+        self.projection = TextProjection(hidden_size, sam.hidden_size)
+        self.sam = sam
+
+    def forward(self, seg_hidden: torch.Tensor) -> torch.Tensor:
+        """e_r [N, C] of states [N, H]."""
+        weight = self.projection[0].weight
+        return self.projection(seg_hidden.to(weight.device, weight.dtype))
+
+    def dense(self) -> torch.Tensor:
+        """SAM's "no mask" embedding [1, C, g, g]."""
+        return self.sam(None, None, None, None)[1]
+
+    def image_positions(self) -> torch.Tensor:
+        """Positional encoding [1, C, g, g] of the embedding grid."""
+        rows, columns = self.sam.image_embedding_size
+        embedding = self.sam.shared_embedding
+        place = {"device": embedding.positional_embedding.device, "dtype": torch.float32}
+        y = (torch.arange(rows, **place) + 0.5) / rows
+        x = (torch.arange(columns, **place) + 0.5) / columns
+        grid = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1)
+        return embedding(grid).permute(2, 0, 1).unsqueeze(0)
+
+
+def decode(
+    decoder: SamMaskDecoder,
+    prompts: torch.Tensor,
+    image_embeddings: torch.Tensor,
+    image_positions: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One mask per prompt, all N in one call.
+
+    The decoder repeats the embedding for each prompt anyway, so handing it one already gathered image per prompt costs
+    nothing, and prompts of several images share the call.
+
+    Args:
+        decoder: SAM's mask decoder.
+        prompts: e_r or e_oa, [N, C].
+        image_embeddings: [N, C, g, g]: of each prompt's image, with the dense prompt added.
+        image_positions: [1, C, g, g].
+
+    Returns:
+        Logits [N, h, w] (SAM's mask token 0) and SAM's own quality estimate [N], which AURA does not use.
+    """
+    masks, quality = decoder(
+        image_embeddings=image_embeddings,
+        image_positional_embeddings=image_positions,
+        sparse_prompt_embeddings=prompts[:, None, None, :],
+        dense_prompt_embeddings=image_embeddings.new_zeros(()),
+        multimask_output=False,
+    )
+    return masks[:, 0, 0], quality[:, 0, 0]
