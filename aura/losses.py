@@ -1,0 +1,161 @@
+"""The losses of the paper's Eq. 1-4 as pure functions, and :class:`AuraCriterion`, which applies them to a batch.
+
+Legend: B images, N ``[SEG]`` objects of the batch, n of one image, M supervised tokens, V vocabulary, H W pixels of
+the image, h w the mask decoder's grid. All mask losses are computed in fp32, whatever the model's precision.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aura.config import LossSettings
+from aura.geometry import to_decoder_grid, to_image
+from aura.targets import spatial_map
+from aura.types import AuraOutput, Batch, ImageGeometry, Losses
+
+DICE_EPS = 1.0
+"""Added to both sides of the Dice fraction, in pixels: an empty mask predicted empty has loss 0 and a finite gradient."""
+
+
+def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, mean over the supervised tokens (Eq. 2). ``logits`` [M, V], ``targets`` [M]; 0 if M = 0."""
+    if len(targets) == 0:
+        return logits.float().sum()
+    return F.cross_entropy(logits.float(), targets)
+
+
+def mask_bce(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy, mean over the pixels of each mask (the CE of Eq. 3).
+
+    Args:
+        logits: [n, H, W].
+        targets: [n, H, W] in [0, 1].
+        valid: Bool [H, W]; other pixels do not count.
+
+    Returns:
+        fp32 [n].
+    """
+    return _pixel_mean(F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none"), valid)
+
+
+def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Soft Dice ``1 - (2 |p g| + eps) / (|p| + |g| + eps)`` with eps = :data:`DICE_EPS`; arguments as :func:`mask_bce`.
+
+    Returns:
+        fp32 [n], in [0, 1).
+    """
+    probabilities, targets = logits.float().sigmoid(), targets.float()
+    if valid is not None:
+        probabilities, targets = probabilities * valid, targets * valid
+    overlap = (probabilities * targets).flatten(1).sum(1)
+    total = probabilities.flatten(1).sum(1) + targets.flatten(1).sum(1)
+    return 1 - (2 * overlap + DICE_EPS) / (total + DICE_EPS)
+
+
+def spatial_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """3-class cross-entropy of the spatial occlusion map, mean over the pixels of each object (Eq. 4).
+
+    Args:
+        logits: [n, 3, H, W].
+        targets: Classes [n, H, W] int64, or class probabilities [n, 3, H, W].
+        valid: Bool [H, W]; other pixels do not count.
+
+    Returns:
+        fp32 [n].
+    """
+    return _pixel_mean(F.cross_entropy(logits.float(), targets, reduction="none"), valid)
+
+
+def _pixel_mean(losses: Tensor, valid: Tensor | None) -> Tensor:
+    """[n, H, W] -> [n]."""
+    if valid is None:
+        return losses.flatten(1).mean(1)
+    return (losses * valid).flatten(1).sum(1) / valid.sum().clamp(min=1)
+
+
+class AuraCriterion:
+    """Compares an :class:`AuraOutput` with its :class:`Batch`.
+
+    Text is averaged over the batch's supervised tokens, mask terms over its ``[SEG]`` objects. Pixels outside the image
+    (SAM's padding) never count. Without any ``[SEG]`` the mask terms are 0.
+
+    Args:
+        settings: The weights and the resolution at which masks are compared.
+    """
+
+    def __init__(self, settings: LossSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, output: AuraOutput, batch: Batch) -> Losses:
+        terms = {"text": text_loss(output.text_logits, batch.target_ids), **self._object_losses(output, batch)}
+        total = sum(getattr(self.settings, name) * value for name, value in terms.items())
+        if output.unused is not None:
+            total = total + output.unused.float()
+        return Losses(total=total, **terms)
+
+    def _object_losses(self, output: AuraOutput, batch: Batch) -> dict[str, Tensor]:
+        zero = output.text_logits.new_zeros((), dtype=torch.float32)
+        names = ("visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
+        terms = dict.fromkeys(names, zero)
+        num_objects = len(batch.seg_image)
+        if num_objects == 0:
+            return terms
+        if output.occlusion_rate is not None:
+            terms["occlusion_rate"] = F.mse_loss(output.occlusion_rate.float(), batch.occlusion_rates.float())
+        # One image at a time: the images' sizes differ, and only one image's full-size maps have to be built at once.
+        for image, geometry in enumerate(batch.geometries):
+            mine = (batch.seg_image == image).nonzero().squeeze(1)
+            if len(mine) == 0:
+                continue
+            rows = batch.seg_object[mine]
+            visible, amodal = batch.visible_masks[image][rows], batch.amodal_masks[image][rows]
+            spatial = output.spatial_logits[mine] if output.spatial_logits is not None else None
+            compare = self._at_image if self.settings.mask_resolution == "image" else self._at_decoder
+            losses = compare(output.visible_logits[mine], output.amodal_logits[mine], spatial, visible, amodal, geometry)
+            for name, values in losses.items():
+                terms[name] = terms[name] + values.sum() / num_objects
+        return terms
+
+    @staticmethod
+    def _at_image(
+        visible_logits: Tensor,  # [n, h, w]
+        amodal_logits: Tensor,  # [n, h, w]
+        spatial_logits: Tensor | None,  # [n, 3, h, w]
+        visible: Tensor,  # [n, H, W] bool
+        amodal: Tensor,  # [n, H, W] bool
+        geometry: ImageGeometry,
+    ) -> dict[str, Tensor]:
+        """Each term [n], at the image's size; cutting SAM's square to the image leaves the padding out."""
+        losses = {}
+        for name, logits, target in (("visible", visible_logits, visible), ("amodal", amodal_logits, amodal)):
+            logits = to_image(logits.float(), geometry)  # [n, H, W]
+            losses[f"{name}_bce"] = mask_bce(logits, target)
+            losses[f"{name}_dice"] = dice_loss(logits, target)
+        if spatial_logits is not None:
+            losses["spatial"] = spatial_loss(to_image(spatial_logits.float(), geometry), spatial_map(visible, amodal))
+        return losses
+
+    @staticmethod
+    def _at_decoder(
+        visible_logits: Tensor,
+        amodal_logits: Tensor,
+        spatial_logits: Tensor | None,
+        visible: Tensor,
+        amodal: Tensor,
+        geometry: ImageGeometry,
+    ) -> dict[str, Tensor]:
+        """Each term [n], on the decoder's grid, where a target is the share of its cell that the mask covers."""
+        grid = (visible_logits.shape[-2], visible_logits.shape[-1])
+        seen, valid = to_decoder_grid(visible, geometry, grid)  # [n, h, w], [h, w]
+        whole, _ = to_decoder_grid(amodal, geometry, grid)
+        losses = {}
+        for name, logits, target in (("visible", visible_logits, seen), ("amodal", amodal_logits, whole)):
+            losses[f"{name}_bce"] = mask_bce(logits, target, valid)
+            losses[f"{name}_dice"] = dice_loss(logits, target, valid)
+        if spatial_logits is not None:
+            hidden, _ = to_decoder_grid(amodal & ~visible, geometry, grid)
+            shares = torch.stack([(1 - seen - hidden).clamp(min=0), seen, hidden], dim=1)  # [n, 3, h, w]
+            losses["spatial"] = spatial_loss(spatial_logits, shares, valid)
+        return losses

@@ -1,0 +1,294 @@
+"""The only file that knows DeepSpeed: its set-up, its configuration, one optimizer step, its checkpoints."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aura.config import TrainSettings
+from aura.train import environment
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all of the run, and the device it computes on."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start_process(settings: TrainSettings) -> Process:
+    """Join the run's processes; call once, before the model is built.
+
+    Raises:
+        ValueError: fp16 without a GPU.
+    """
+    environment.prepare()
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and settings.precision == "fp16":
+        raise ValueError("fp16 needs a GPU and there is none here; pass --train.precision fp32")
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = _import_deepspeed()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return Process(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
+
+
+def _import_deepspeed() -> Any:
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
+        # An empty table of compiled operators: on a CPU the shared-memory one would compile for minutes, and probing
+        # for the others starts compilers too.
+        deepspeed.ops.__compatible_ops__ = collections.defaultdict(bool)
+    return deepspeed
+
+
+def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: str) -> dict[str, Any]:
+    """DeepSpeed's configuration for these settings: the one of LISA, with what the settings change.
+
+    The scheduler counts optimizer steps; with warm-up W the first two steps run at lr 0 and the peak is step W + 2.
+    """
+    micro, accumulation = settings.micro_batch_size, settings.accumulation
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation * world_size,
+        "gradient_clipping": settings.grad_clip,
+        "fp16": {"enabled": settings.precision == "fp16"},
+        "bf16": {"enabled": settings.precision == "bf16"},
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {
+                "total_num_steps": settings.steps,
+                "warmup_min_lr": 0.0,
+                "warmup_max_lr": settings.lr,
+                "warmup_num_steps": max(1, settings.warmup_steps),
+                "warmup_type": "linear",
+            },
+        },
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": device_type == "cuda",
+            "reduce_scatter": True,
+            # Buckets are allocated whole; the trainable part is far smaller on a CPU.
+            "reduce_bucket_size": 500_000_000 if device_type == "cuda" else 20_000_000,
+            "allgather_bucket_size": 500_000_000 if device_type == "cuda" else 20_000_000,
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": sys.maxsize,
+    }
+    if settings.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": device_type == "cuda"}
+    return config
+
+
+class Engine:
+    """A model under DeepSpeed: forward, backward, step; save and load.
+
+    Args:
+        model: Its trainable parameters (``requires_grad``) are optimised.
+        settings: The training settings.
+        process: From :func:`start_process`.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainSettings, process: Process) -> None:
+        if settings.offload_optimizer and settings.zero_stage == 0:
+            raise ValueError("train.offload_optimizer needs ZeRO; set --train.zero_stage 1, 2 or 3")
+        deepspeed = _import_deepspeed()
+        self.process = process
+        self.zero_stage = settings.zero_stage
+        self._half = settings.precision != "fp32"
+        self._grad_norm: float | None = None
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError("the model has no trainable parameter")
+        # torch's fused AdamW runs on CPU and GPU alike and never compiles; DeepSpeed's own would.
+        optimizer = torch.optim.AdamW(
+            trainable, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        config = deepspeed_config(settings, world_size=process.world_size, device_type=process.device.type)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself, on its device and in its precision."""
+        return self._engine.module
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return int(self._engine.global_steps)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next optimizer step."""
+        return float(self._engine.optimizer.param_groups[0]["lr"])
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of the last optimizer step's gradients before clipping; ``None`` before the first step."""
+        return self._grad_norm
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of one micro-batch (DeepSpeed divides by the accumulation count)."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """End a micro-batch; every ``accumulation``-th call is an optimizer step."""
+        last = self._engine.is_gradient_accumulation_boundary()
+        if last and self.zero_stage == 0 and not self._half:  # here DeepSpeed clips but does not tell the norm
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        if last and norm is not None:
+            self._grad_norm = float(norm)
+
+    def train(self, mode: bool = True) -> None:
+        self._engine.train(mode)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write ``folder/tag``: trainable weights, optimizer, scheduler. All processes call it together."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        torch.distributed.barrier()
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what :meth:`save` wrote; same number of processes, same ZeRO stage.
+
+        Raises:
+            ValueError: The files are damaged or do not fit this model.
+        """
+        where = Path(folder) / tag
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=tag, custom_load_fn=self._load_weights)
+        except Exception as error:
+            raise ValueError(
+                f"{where} cannot be loaded ({_first_line(error)}); "
+                "choose another checkpoint with --train.resume PATH, or start anew with another --train.output_dir"
+            ) from error
+        if path is None:
+            raise ValueError(f"{where} holds no checkpoint; choose another with --train.resume PATH")
+
+    def _load_weights(self, src: dict[str, Tensor], dst: nn.Module) -> None:
+        """Frozen weights are not in a checkpoint, so loading cannot be strict; but every trainable one must be there."""
+        result = dst.load_state_dict(src, strict=False)
+        if self.zero_stage == 3:  # the weights come from the ZeRO shards, whose count DeepSpeed checks
+            return
+        trainable = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
+        missing = sorted(trainable & set(result.missing_keys))
+        if missing or result.unexpected_keys:
+            raise ValueError(
+                f"the checkpoint is of another model: it lacks {missing[:3]} and has {result.unexpected_keys[:3]} besides"
+            )
+
+    def full_state_dict(self) -> dict[str, Tensor] | None:
+        """Every weight and buffer, on the main process only (others get ``None``). All processes call it together."""
+        if self.zero_stage == 3:
+            state = self._engine._zero3_consolidated_16bit_state_dict()
+        else:
+            state = self.module.state_dict()
+        return state if self.process.is_main else None
+
+
+def trained_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The trainable weights (fp32) and buffers of a checkpoint folder, on CPU, for any ZeRO stage and process count."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    checkpoint = Path(checkpoint)
+    if any(checkpoint.glob("*optim_states.pt")):
+        return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), checkpoint.name)
+    return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+
+
+def mean_over_processes(values: list[float], process: Process) -> list[float]:
+    """The mean of each value over all processes, in fp64."""
+    if process.world_size == 1:
+        return values
+    # NCCL and gloo both know fp64.
+    tensor = torch.tensor(values, dtype=torch.float64, device=process.device)
+    torch.distributed.all_reduce(tensor)
+    return (tensor / process.world_size).tolist()
+
+
+def largest_over_processes(value: int, process: Process) -> int:
+    """The largest value of any process."""
+    if process.world_size == 1:
+        return value
+    tensor = torch.tensor(value, device=process.device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
+def wait_for_all(process: Process) -> None:
+    """Return when every process has come here."""
+    if process.world_size > 1:
+        torch.distributed.barrier()
+
+
+def stop_process() -> None:
+    """Leave the run's process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The random state of this process: Python, NumPy, torch and, if there is one, its GPU. Plain types and tensors."""
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, [int(key) for key in keys], *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Go back to what :func:`rng_state` returned."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

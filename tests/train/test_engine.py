@@ -1,0 +1,138 @@
+"""The engine on one CPU process with a two-layer network, one layer frozen."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from aura.config import TrainSettings
+from aura.train import engine as engine_module
+from aura.train.engine import Engine, deepspeed_config, rng_state, set_rng_state, start_process, trained_weights
+
+
+def settings(**changes):
+    values = {"steps": 10, "warmup_steps": 2, "accumulation": 2, "lr": 0.1, "precision": "fp32", "zero_stage": 0}
+    return TrainSettings(**{**values, **changes})
+
+
+def network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    return model
+
+
+def train_steps(engine, count):
+    losses = []
+    for _ in range(count):
+        for _ in range(2):
+            loss = engine(torch.randn(5, 3)).square().mean()
+            engine.backward(loss)
+            engine.step()
+        losses.append(float(loss))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def process():
+    return start_process(settings())
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_resumed_training_equals_uninterrupted(process, stage, tmp_path):
+    engine = Engine(network(), settings(zero_stage=stage), process)
+    torch.manual_seed(1)
+    train_steps(engine, 4)
+    engine.save(tmp_path, "middle")
+    state = rng_state()
+    expected = train_steps(engine, 3)
+    expected_lr = engine.lr
+
+    resumed = Engine(network(), settings(zero_stage=stage), process)
+    resumed.load(tmp_path, "middle")
+    set_rng_state(state)
+    assert resumed.steps == 4
+    assert train_steps(resumed, 3) == expected
+    assert resumed.lr == expected_lr
+
+    weights = trained_weights(tmp_path / "middle")
+    fresh = network().state_dict()
+    assert not torch.equal(weights["2.weight"], fresh["2.weight"])
+    assert "0.weight" not in weights or weights["0.weight"].numel() == 0
+
+
+def test_learning_rate_warms_up_and_decays_linearly_per_optimizer_step(process):
+    engine = Engine(network(), settings(), process)
+    rates = []
+    for _ in range(10):
+        rates.append(engine.lr)
+        train_steps(engine, 1)
+    assert rates == pytest.approx([0, 0, 0.05, 0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025])
+
+
+def test_gradients_are_averaged_over_accumulation_and_clipped(process):
+    model = nn.Linear(1, 1, bias=False)
+    engine = Engine(model, settings(grad_clip=1.0), process)
+    for value in (2.0, 4.0):
+        engine.backward(engine(torch.full((1, 1), value)).sum())
+        engine.step()
+    assert engine.grad_norm == pytest.approx(3.0)
+    assert engine.steps == 1
+
+
+def test_damaged_checkpoint_is_an_error_with_a_remedy(process, tmp_path):
+    engine = Engine(network(), settings(), process)
+    engine.save(tmp_path, "a")
+    (tmp_path / "a" / "mp_rank_00_model_states.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"a cannot be loaded .*--train.resume"):
+        engine.load(tmp_path, "a")
+
+
+def test_checkpoint_without_a_trainable_weight_is_refused(process, tmp_path):
+    engine = Engine(network(), settings(), process)
+    engine.save(tmp_path, "a")
+    path = tmp_path / "a" / "mp_rank_00_model_states.pt"
+    state = torch.load(path, weights_only=False)
+    del state["module"]["2.weight"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="lacks .*2.weight"):
+        engine.load(tmp_path, "a")
+
+
+def test_model_without_trainable_parameters_is_refused(process):
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        Engine(nn.Linear(1, 1).requires_grad_(False), settings(), process)
+
+
+def test_fp16_on_a_cpu_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(engine_module.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--train.precision fp32"):
+        start_process(settings(precision="fp16"))
+
+
+def test_offloading_without_zero_is_refused(process):
+    with pytest.raises(ValueError, match="zero_stage"):
+        Engine(network(), settings(offload_optimizer=True), process)
+
+
+def test_configuration_follows_the_paper():
+    config = deepspeed_config(TrainSettings(), world_size=2, device_type="cuda")
+    assert config["train_batch_size"] == 8
+    assert config["fp16"]["enabled"] and not config["bf16"]["enabled"]
+    assert config["scheduler"]["params"] == {
+        "total_num_steps": 5000,
+        "warmup_min_lr": 0.0,
+        "warmup_max_lr": 1e-3,
+        "warmup_num_steps": 100,
+        "warmup_type": "linear",
+    }
+    assert config["zero_optimization"]["stage"] == 2
+
+
+def test_random_state_goes_back():
+    state = rng_state()
+    drawn = (random.random(), np.random.rand(), torch.rand(()))
+    set_rng_state(state)
+    assert (random.random(), np.random.rand(), torch.rand(())) == drawn
