@@ -1,0 +1,188 @@
+"""Each loss against numbers worked by hand; the criterion on batches built by hand."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from aura.config import LossSettings
+from aura.losses import AuraCriterion, dice_loss, mask_bce, spatial_loss, text_loss
+from aura.types import AuraOutput, Batch, ImageGeometry, SegRecord
+
+LOG2 = math.log(2)
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def test_bce_is_the_mean_over_the_pixels_of_each_mask():
+    logits = torch.tensor([[[logit(0.8), logit(0.4)]], [[0.0, 0.0]]])
+    targets = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+    expected = [-(math.log(0.8) + math.log(0.6)) / 2, LOG2]
+    assert mask_bce(logits, targets).tolist() == pytest.approx(expected)
+
+
+def test_bce_leaves_invalid_pixels_out():
+    logits = torch.tensor([[[logit(0.8), 7.0]]])
+    valid = torch.tensor([[True, False]])
+    assert mask_bce(logits, torch.zeros(1, 1, 2), valid).tolist() == pytest.approx([-math.log(0.2)])
+
+
+def test_dice_by_hand():
+    logits = torch.tensor([[[logit(0.8), logit(0.4), logit(0.5)]]])
+    targets = torch.tensor([[[1, 0, 1]]], dtype=torch.bool)
+    # overlap 0.8 + 0.5; sizes 1.7 and 2
+    assert dice_loss(logits, targets).tolist() == pytest.approx([1 - (2 * 1.3 + 1) / (1.7 + 2 + 1)])
+    valid = torch.tensor([[True, True, False]])
+    assert dice_loss(logits, targets, valid).tolist() == pytest.approx([1 - (2 * 0.8 + 1) / (1.2 + 1 + 1)])
+
+
+def test_dice_of_empty_masks():
+    empty = torch.zeros(1, 4, 4)
+    assert dice_loss(torch.full((1, 4, 4), -30.0), empty).item() == pytest.approx(0.0, abs=1e-6)
+    assert dice_loss(torch.full((1, 4, 4), 30.0), empty).item() == pytest.approx(16 / 17)
+
+
+def test_spatial_loss_with_classes_and_with_shares():
+    logits = torch.zeros(1, 3, 1, 2)
+    logits[0, :, 0, 0] = torch.tensor([math.log(1.0), math.log(2.0), math.log(5.0)])
+    classes = torch.tensor([[[2, 0]]])
+    assert spatial_loss(logits, classes).tolist() == pytest.approx([(-math.log(5 / 8) + math.log(3)) / 2])
+    shares = torch.tensor([0.0, 0.5, 0.5]).view(1, 3, 1, 1).expand(1, 3, 1, 2)
+    valid = torch.tensor([[True, False]])
+    expected = -(0.5 * math.log(2 / 8) + 0.5 * math.log(5 / 8))
+    assert spatial_loss(logits, shares, valid).tolist() == pytest.approx([expected])
+
+
+def test_text_loss_is_the_mean_over_supervised_tokens():
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+    assert text_loss(logits, torch.tensor([0, 1])).item() == pytest.approx((-math.log(0.75) + LOG2) / 2)
+    assert text_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)).item() == 0.0
+
+
+# --- the criterion ----------------------------------------------------------------------------------------------------
+
+SIZE = 8
+FULL = ImageGeometry(original=(SIZE, SIZE), resized=(SIZE, SIZE), padded=SIZE)
+WIDE = ImageGeometry(original=(SIZE // 2, SIZE), resized=(SIZE // 2, SIZE), padded=SIZE)  # lower half is padding
+
+
+def make_batch(geometries, masks, seg_image, seg_object, rates):
+    """``masks``: per image a pair (visible, amodal) of bool [K, H, W]."""
+    count = len(seg_image)
+    return Batch(
+        image_ids=tuple(range(len(geometries))),
+        geometries=tuple(geometries),
+        input_ids=torch.zeros(len(geometries), 4, dtype=torch.long),
+        position_ids=torch.zeros(len(geometries), 4, dtype=torch.long),
+        segment_ids=torch.zeros(len(geometries), 4, dtype=torch.long),
+        target_index=torch.tensor([1]),
+        target_ids=torch.tensor([0]),
+        seg_index=torch.arange(count),
+        seg_image=torch.tensor(seg_image, dtype=torch.long),
+        seg_object=torch.tensor(seg_object, dtype=torch.long),
+        occlusion_rates=torch.tensor(rates, dtype=torch.float32),
+        visible_masks=tuple(v for v, _ in masks),
+        amodal_masks=tuple(a for _, a in masks),
+        records=tuple(SegRecord(0, 0, 0, i, i) for i in range(count)),
+    )
+
+
+def make_output(visible, amodal, rates=None, spatial=None, unused=None):
+    return AuraOutput(visible, amodal, rates, spatial, text_logits=torch.zeros(1, 2), unused=unused)
+
+
+def left_half(height=SIZE, width=SIZE):
+    mask = torch.zeros(1, height, width, dtype=torch.bool)
+    mask[..., : width // 2] = True
+    return mask
+
+
+@pytest.mark.parametrize("resolution", ["image", "decoder"])
+def test_every_term_of_a_batch_with_uninformed_predictions(resolution):
+    visible, amodal = left_half(), torch.ones(1, SIZE, SIZE, dtype=torch.bool)
+    batch = make_batch([FULL], [(visible, amodal)], [0], [0], [0.5])
+    output = make_output(
+        torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), torch.tensor([0.2]), torch.zeros(1, 3, 4, 4)
+    )
+    losses = AuraCriterion(LossSettings(mask_resolution=resolution))(output, batch).as_floats()
+    pixels = SIZE * SIZE if resolution == "image" else 16
+    assert losses["text"] == pytest.approx(LOG2)
+    assert losses["visible_bce"] == losses["amodal_bce"] == pytest.approx(LOG2)
+    # overlap half of the target; sizes: half of all pixels, and the target
+    assert losses["visible_dice"] == pytest.approx(1 - (pixels / 2 + 1) / (pixels + 1))
+    assert losses["amodal_dice"] == pytest.approx(1 - (pixels + 1) / (1.5 * pixels + 1))
+    assert losses["occlusion_rate"] == pytest.approx(0.09)
+    assert losses["spatial"] == pytest.approx(math.log(3))
+    total = losses.pop("total")
+    assert total == pytest.approx(sum(losses.values()))
+
+
+def test_weights_scale_the_terms():
+    batch = make_batch([FULL], [(left_half(), left_half())], [0], [0], [0.0])
+    output = make_output(torch.zeros(1, 4, 4), torch.ones(1, 4, 4), torch.tensor([0.5]), torch.zeros(1, 3, 4, 4))
+    names = [f.name for f in dataclasses.fields(LossSettings) if f.name != "mask_resolution"]
+    weights = {name: float(2**i) for i, name in enumerate(names)}
+    losses = AuraCriterion(LossSettings(**weights))(output, batch).as_floats()
+    assert losses["total"] == pytest.approx(sum(weights[name] * losses[name] for name in names))
+
+
+@pytest.mark.parametrize("resolution", ["image", "decoder"])
+def test_unoccluded_object_has_the_same_visible_and_amodal_loss(resolution):
+    batch = make_batch([FULL], [(left_half(), left_half())], [0], [0], [0.0])
+    logits = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    losses = AuraCriterion(LossSettings(mask_resolution=resolution))(make_output(logits, logits), batch).as_floats()
+    assert losses["visible_bce"] == losses["amodal_bce"]
+    assert losses["visible_dice"] == losses["amodal_dice"]
+    assert losses["occlusion_rate"] == losses["spatial"] == 0.0
+
+
+@pytest.mark.parametrize("resolution", ["image", "decoder"])
+def test_padding_outside_the_image_does_not_count(resolution):
+    mask = left_half(SIZE // 2, SIZE)
+    batch = make_batch([WIDE], [(mask, mask)], [0], [0], [0.0])
+    logits = torch.zeros(1, SIZE, SIZE)
+    padded = logits.clone()
+    padded[:, SIZE // 2 + 1 :] = 50.0
+    criterion = AuraCriterion(LossSettings(mask_resolution=resolution))
+    spatial = torch.zeros(1, 3, SIZE, SIZE)
+    clean = criterion(make_output(logits, logits, spatial=spatial), batch).as_floats()
+    dirty_spatial = spatial.clone()
+    dirty_spatial[:, 0, SIZE // 2 + 1 :] = 50.0
+    assert criterion(make_output(padded, padded, spatial=dirty_spatial), batch).as_floats() == pytest.approx(clean)
+
+
+def test_objects_of_several_images_are_averaged_together_and_gathered_by_row():
+    full, none = torch.ones(1, SIZE, SIZE, dtype=torch.bool), torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    first = torch.cat([none, full])
+    half_full, half_none = full[:, : SIZE // 2], none[:, : SIZE // 2]
+    second = torch.cat([half_full, half_none])
+    batch = make_batch([FULL, WIDE], [(first, first), (second, second)], [0, 0, 1], [1, 1, 1], [0.0, 0.0, 0.0])
+    probability = torch.tensor([0.9, 0.6, 0.2]).view(3, 1, 1).expand(3, 4, 4)
+    losses = AuraCriterion(LossSettings())(make_output(probability.logit(), probability.logit()), batch)
+    expected = -(math.log(0.9) + math.log(0.6) + math.log(0.8)) / 3
+    assert losses.visible_bce.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_batch_without_seg_has_text_only_and_keeps_unused_in_the_graph():
+    empty = torch.zeros(0, SIZE, SIZE, dtype=torch.bool)
+    batch = make_batch([FULL], [(empty, empty)], [], [], [])
+    parameter = torch.ones(3, requires_grad=True)
+    output = make_output(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4), unused=0.0 * parameter.sum())
+    losses = AuraCriterion(LossSettings())(output, batch)
+    losses.total.backward()
+    floats = losses.as_floats()
+    assert floats["total"] == floats["text"] == pytest.approx(LOG2)
+    assert sum(floats.values()) == pytest.approx(2 * LOG2)
+    assert parameter.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_half_precision_logits_are_compared_in_fp32():
+    batch = make_batch([FULL], [(left_half(), left_half())], [0], [0], [0.0])
+    logits = torch.zeros(1, 4, 4, dtype=torch.float16, requires_grad=True)
+    losses = AuraCriterion(LossSettings())(make_output(logits, logits), batch)
+    assert losses.visible_bce.dtype == losses.visible_dice.dtype == losses.total.dtype == torch.float32
+    losses.total.backward()
+    assert torch.isfinite(logits.grad).all()
