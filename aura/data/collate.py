@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from aura.data.processor import ProcessedSample, TokenizedConversation
+from aura.data.conversations import TokenizedConversation
+from aura.data.processor import ProcessedSample
 from aura.types import Batch, SegRecord
 
 
@@ -97,29 +98,6 @@ def collate(samples: Sequence[ProcessedSample]) -> Batch:
         sam_embeddings=_stack(samples, "sam_embeddings"),
         clip_features=_stack(samples, "clip_features"),
     )
-
-
-def attention_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Who may attend to whom: bool [B, 1, L, L] from ``segment_ids`` [B, L], rows query, columns key.
-
-    A token sees itself and the earlier tokens of the prefix (0) and of its own branch; padding (-1) sees only itself,
-    so that no row is empty and no softmax gives NaN.
-    """
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    length = segment_ids.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    allowed = earlier & ((key == 0) | (key == query)) & (query >= 0)
-    itself = torch.eye(length, dtype=torch.bool, device=segment_ids.device)
-    return (allowed | itself)[:, None]
-
-
-def additive_attention_mask(segment_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """:func:`attention_mask` as [B, 1, L, L] of 0 and the least finite ``dtype``.
-
-    This form is right for every attention implementation; the eager one silently misreads a bool mask.
-    """
-    mask = attention_mask(segment_ids)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _stack(samples: Sequence[ProcessedSample], name: str) -> torch.Tensor | None:
