@@ -49,7 +49,8 @@ def to_decoder_grid(
         grid: (h, w) of the decoder's output.
 
     Returns:
-        targets float32 [n, h, w] in [0, 1], and valid bool [h, w]: cells whose centre lies on the image, not on padding.
+        targets float32 [n, h, w] in [0, 1], and valid bool [h, w]: cells whose centre lies on the
+        image, not on padding.
     """
     assert tuple(masks.shape[-2:]) == tuple(geometry.original), (masks.shape, geometry)
     rows = _pooling(geometry.original[0], geometry.resized[0], geometry.padded, grid[0], masks.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -86,7 +87,8 @@ class AuraModel(PreTrainedModel):
         self.spatial_occlusion = SpatialOcclusionEncoder() if config.spatial_occlusion else None
         for module in self.modules():
             # Every part comes initialised, by its own class or from a file; the library must not do it again.
-            module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))
+            tensors = itertools.chain(module.parameters(), module.buffers())
+            module._is_hf_initialized = not any(tensor.is_meta for tensor in tensors)
         self.post_init()
         self.freeze()
 
@@ -140,7 +142,9 @@ class AuraModel(PreTrainedModel):
             **vars(masks), text_logits=text_logits, unused=sum(0.0 * value.float().mean() for value in unused)
         )
 
-    def decode_masks(self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor) -> MaskOutput:
+    def decode_masks(
+        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor
+    ) -> MaskOutput:
         """Masks and occlusion of N ``[SEG]`` states, in one call for all images.
 
         Args:
@@ -255,7 +259,9 @@ class AuraModel(PreTrainedModel):
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Recompute the language model's layers in the backward pass; the frozen encoders have none."""
-        self.mllm.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+        self.mllm.language_model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs or {"use_reentrant": False}
+        )
 
     def gradient_checkpointing_disable(self) -> None:
         self.mllm.language_model.gradient_checkpointing_disable()
@@ -304,9 +310,7 @@ class AuraModel(PreTrainedModel):
         for any practical purpose, and a 7B model takes a moment, not a minute.
         """
         llava = self.config.llava_config
-        digest = hashlib.sha256(
-            json.dumps([llava.vision_feature_layer, llava.vision_feature_select_strategy]).encode()
-        )
+        digest = hashlib.sha256(json.dumps([llava.vision_feature_layer, llava.vision_feature_select_strategy]).encode())
         for encoder in (self.image_encoder, self.mllm.vision_tower):
             for name, tensor in encoder.state_dict().items():
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,0 +1,218 @@
+"""From settings to a model and its processor, with a report of what was loaded where."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+from aura.config import DataSettings, LoraSettings, ModelSettings
+from aura.data.processor import Processor, clip_preprocessing, load_tokenizer
+from aura.model.aura import AuraModel
+from aura.model.configuration import AuraConfig
+from aura.model.weights import PartReport, check_weight_files, load_llava, load_sam, read_config
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Every part of a model and the source of its weights."""
+
+    parts: tuple[PartReport, ...]
+
+    def check(self, allow_random: bool) -> None:
+        """Refuse a model whose pretrained parts are not: training from random encoders fails without a sound.
+
+        Raises:
+            ValueError: Tensors are missing from a source, unless ``allow_random``.
+        """
+        for part in self.parts:
+            if part.missing and not allow_random:
+                shown = ", ".join(part.missing[:5]) + (", ..." if len(part.missing) > 5 else "")
+                raise ValueError(
+                    f"{part.part}: {len(part.missing)} tensors are not in {part.source} and would be random: {shown}; "
+                    "give complete weights, or set model.allow_random to start anyway"
+                )
+
+    def __rich__(self) -> Table:
+        table = Table(title="Weights")
+        for heading in ("part", "source"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("loaded", "missing", "unexpected", "new"):
+            table.add_column(heading, justify="right")
+        for part in self.parts:
+            counts = (part.loaded, len(part.missing), len(part.unexpected), len(part.new))
+            style = "red" if part.missing else "yellow" if part.unexpected else None
+            table.add_row(part.part, part.source, *map(str, counts), style=style)
+        return table
+
+
+def build_model(
+    settings: ModelSettings,
+    data: DataSettings,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[AuraModel, Processor, LoadReport]:
+    """The model that ``settings`` describe, ready to train.
+
+    Args:
+        settings: From ``mllm`` and ``sam`` folders, or from an AURA export (``init_from``).
+        data: ``max_length`` goes into the processor.
+        device: Where to put the model; left on the CPU without.
+        dtype: Of all its weights.
+
+    Raises:
+        ValueError: A folder is missing, damaged or of the wrong kind, or a part that should be pretrained is not.
+    """
+    if settings.init_from is not None:
+        model, processor, report = _from_export(settings, data, dtype)
+    else:
+        model, processor, report = _from_backbones(settings, data, dtype)
+    report.check(settings.allow_random)
+    return model if device is None else model.to(device), processor, report
+
+
+def _from_backbones(
+    settings: ModelSettings, data: DataSettings, dtype: torch.dtype
+) -> tuple[AuraModel, Processor, LoadReport]:
+    for name in ("mllm", "sam"):
+        if getattr(settings, name) is None:
+            raise ValueError(f"model.{name} is not set; give a folder (or model.init_from an AURA export)")
+    llava, llava_report = load_llava(settings.mllm, dtype=dtype, allow_random=settings.allow_random)
+    sam, sam_report = load_sam(settings.sam, dtype=dtype, allow_random=settings.allow_random)
+    sam_loaded, sam_missing = set(sam.state_dict()) - set(sam_report.missing), sam_report.missing
+
+    config = AuraConfig(
+        llava_config=llava.config,
+        sam_config=sam.config,
+        seg_state=settings.seg_state,
+        occlusion_condition=settings.occlusion_condition,
+        spatial_occlusion=settings.spatial_occlusion,
+        lora=_lora(settings.lora),
+        train_embeddings=settings.train_embeddings,
+    )
+    processor = Processor(
+        load_tokenizer(settings.mllm),
+        **{
+            "sam_image_size": sam.config.vision_config.image_size,
+            "clip_image_size": llava.config.vision_config.image_size,
+            "num_image_tokens": config.num_image_tokens,
+            "prompt_template": settings.prompt_template,
+            "max_length": data.max_length,
+            **_clip_settings(settings.mllm, llava.config.vision_config.image_size),
+        },
+    )
+    rows = add_tokens(llava, len(processor.tokenizer), processor.seg_token_id)
+    llava.config.image_token_index = processor.image_token_id
+    config.llava_config, config.seg_token_id = llava.config, processor.seg_token_id
+    config.eos_token_id = processor.eos_token_id
+
+    model = AuraModel(config, llava=llava, sam=sam).to(dtype)
+    parts = [dataclasses.replace(llava_report, new=rows)]
+    names = {"vision_encoder": "image_encoder", "prompt_encoder": "prompt_encoder", "mask_decoder": "mask decoders"}
+    for prefix, part in names.items():
+        mine = [key for key in sam_loaded if key.startswith(prefix)]
+        missing = tuple(key for key in sam_missing if key.startswith(prefix))
+        parts.append(PartReport(part, sam_report.source, len(mine), missing, sam_report.unexpected))
+    parts += _new_parts(model)
+    return model, processor, LoadReport(tuple(parts))
+
+
+def _from_export(
+    settings: ModelSettings, data: DataSettings, dtype: torch.dtype
+) -> tuple[AuraModel, Processor, LoadReport]:
+    folder = settings.init_from
+    stored = read_config(folder, "model.init_from")
+    if stored.get("model_type") != AuraConfig.model_type:
+        raise ValueError(
+            f"model.init_from: {folder}/config.json describes model_type {stored.get('model_type')!r}, not 'aura'; "
+            "give the export of an AURA run, or start from model.mllm and model.sam"
+        )
+    check_weight_files(folder, "model.init_from")
+    processor = Processor.from_pretrained(folder, max_length=data.max_length, prompt_template=settings.prompt_template)
+    config = AuraConfig.from_pretrained(folder)
+    config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
+    config.occlusion_condition = settings.occlusion_condition
+    config.spatial_occlusion = settings.spatial_occlusion
+    model, info = AuraModel.from_pretrained(
+        folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True
+    )
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    optional = ("occlusion_condition.", "spatial_occlusion.")
+    new = tuple(key for key in missing if key.startswith(optional))
+    missing = tuple(key for key in missing if not key.startswith(optional))
+    loaded = len(model.state_dict()) - len(new) - len(missing)
+    parts = [PartReport("all", str(folder), loaded, missing, tuple(unexpected), new)]
+
+    wanted = _lora(settings.lora)
+    if model.config.lora is not None and model.config.lora != wanted:
+        model.merge_lora()
+    if model.config.lora is None and wanted is not None:
+        model.add_lora(wanted)
+        parts += [part for part in _new_parts(model) if part.part == "lora"]
+    return model, processor, LoadReport(tuple(parts))
+
+
+def add_tokens(llava: LlavaForConditionalGeneration, vocab_size: int, *fresh_ids: int) -> tuple[str, ...]:
+    """Give the language model rows for the tokens that the tokenizer got from AURA; never remove any.
+
+    New rows start as the mean of the old ones: a random row would disturb every softmax. ``fresh_ids`` are tokens that
+    may stand on rows which padding of the vocabulary left unused; they start so too.
+
+    Returns:
+        Names of the new rows, such as ``embed_tokens[32003]``.
+    """
+    old = llava.get_input_embeddings().weight.shape[0]
+    if vocab_size > old:
+        llava.resize_token_embeddings(vocab_size, mean_resizing=False)
+    rows = sorted({*range(old, vocab_size), *fresh_ids})
+    kept = torch.ones(old, dtype=torch.bool)
+    kept[[row for row in rows if row < old]] = False
+    names = []
+    tables: dict[str, nn.Module] = {
+        "embed_tokens": llava.get_input_embeddings(),
+        "lm_head": llava.get_output_embeddings(),
+    }
+    with torch.no_grad():
+        for name, table in tables.items():
+            weight = table.weight
+            weight[rows] = weight[:old][kept.to(weight.device)].float().mean(0).to(weight.dtype)
+            names += [f"{name}[{row}]" for row in rows]
+    return tuple(names)
+
+
+def _clip_settings(folder: str, image_size: int) -> dict[str, Any]:
+    found = clip_preprocessing(folder)
+    stated = found.get("clip_image_size", image_size)
+    if stated != image_size:
+        raise ValueError(
+            f"model.mllm: {Path(folder) / 'preprocessor_config.json'} prepares images of {stated} px but config.json "
+            f"says the vision tower reads {image_size} px"
+        )
+    return found
+
+
+def _lora(settings: LoraSettings) -> dict[str, Any] | None:
+    if not settings.enabled:
+        return None
+    return {"r": settings.r, "alpha": settings.alpha, "dropout": settings.dropout, "targets": list(settings.targets)}
+
+
+def _new_parts(model: AuraModel) -> list[PartReport]:
+    """The parts that always start fresh."""
+    prefixes = {
+        "lora": (".lora_",),
+        "projection": ("prompt_encoder.projection.",),
+        "occlusion_condition": ("occlusion_condition.",),
+        "spatial_occlusion": ("spatial_occlusion.",),
+    }
+    parts = []
+    for part, (mark,) in prefixes.items():
+        if names := tuple(name for name, _ in model.named_parameters() if mark in name):
+            parts.append(PartReport(part, "new", 0, new=names))
+    return parts

@@ -1,0 +1,120 @@
+"""Weights from outside, read into ready modules, with an account of every tensor.
+
+Each ``load_*`` function takes a folder and returns a module with a :class:`PartReport`. Another layout (the official SAM
+``.pth`` files, LLaVA v1 folders, LISA) is one more such function, chosen in :mod:`aura.model.build`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, LlavaForConditionalGeneration, PreTrainedModel, SamModel
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """Where the weights of one part came from.
+
+    ``missing`` tensors should have come from ``source`` and did not (they are random); ``unexpected`` ones are in the
+    source and nowhere in the part; ``new`` ones are meant to start fresh.
+    """
+
+    part: str
+    source: str
+    loaded: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+
+def read_config(folder: str | Path, setting: str) -> dict[str, Any]:
+    """``config.json`` of a model folder; ``setting`` (such as ``model.sam``) is named in errors.
+
+    Raises:
+        ValueError: No such folder, no ``config.json`` in it, or one that is not JSON.
+    """
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise ValueError(f"{setting}: {folder} is not a folder; give the path of a downloaded model")
+    if not path.is_file():
+        raise ValueError(f"{setting}: {path} is missing; {folder} is not a Hugging Face model folder")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{setting}: {path} is not valid JSON ({error}); download it again") from error
+
+
+def load_llava(
+    folder: str | Path, *, dtype: torch.dtype, allow_random: bool = False
+) -> tuple[LlavaForConditionalGeneration, PartReport]:
+    """An HF LLaVA folder (``LlavaForConditionalGeneration.save_pretrained`` or a llava-hf download).
+
+    Raises:
+        ValueError: The folder holds another kind of model, or a file of it is damaged.
+    """
+    config = read_config(folder, "model.mllm")
+    if config.get("model_type") != "llava" or "text_config" not in config:
+        raise ValueError(
+            f"model.mllm: {folder}/config.json describes model_type {config.get('model_type')!r} "
+            f"({config.get('architectures')}), not a Hugging Face LLaVA (model_type 'llava' with a text_config)"
+        )
+    return _load(LlavaForConditionalGeneration, "mllm", folder, "model.mllm", dtype, allow_random)
+
+
+def load_sam(folder: str | Path, *, dtype: torch.dtype, allow_random: bool = False) -> tuple[SamModel, PartReport]:
+    """An HF SAM folder (``SamModel.save_pretrained`` or facebook/sam-vit-*).
+
+    Raises:
+        ValueError: The folder holds another kind of model, or a file of it is damaged.
+    """
+    config = read_config(folder, "model.sam")
+    if config.get("model_type") != "sam":
+        raise ValueError(
+            f"model.sam: {folder}/config.json describes model_type {config.get('model_type')!r} "
+            f"({config.get('architectures')}), not SAM (model_type 'sam')"
+        )
+    return _load(SamModel, "sam", folder, "model.sam", dtype, allow_random)
+
+
+def _load(
+    kind: type[PreTrainedModel], part: str, folder: str | Path, setting: str, dtype: torch.dtype, allow_random: bool
+) -> tuple[Any, PartReport]:
+    if not check_weight_files(folder, setting, required=not allow_random):
+        model = kind(AutoConfig.from_pretrained(str(folder))).to(dtype)
+        return model, PartReport(part, f"{folder} (config only)", 0, missing=tuple(model.state_dict()))
+    model, info = kind.from_pretrained(
+        str(folder), dtype=dtype, output_loading_info=True, local_files_only=True, attn_implementation="sdpa"
+    )
+    missing = tuple(sorted(info["missing_keys"]))
+    loaded = len(model.state_dict()) - len(missing)
+    return model, PartReport(part, str(folder), loaded, missing, tuple(sorted(info["unexpected_keys"])))
+
+
+def check_weight_files(folder: str | Path, setting: str, *, required: bool = True) -> bool:
+    """Whether the folder has weights, all of them whole.
+
+    Raises:
+        ValueError: No weights (if ``required``), a shard that the index names is not there, or a damaged file.
+    """
+    folder = Path(folder)
+    names = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if absent := sorted(shards - names):
+            raise ValueError(f"{setting}: {folder} lacks {', '.join(absent)}, which its index names; download it again")
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, "pt") as tensors:
+                tensors.keys()
+        except SafetensorError as error:
+            raise ValueError(f"{setting}: {folder / name} is truncated or damaged ({error}); get it again") from error
+    found = bool(names) or any(folder.glob("pytorch_model*.bin"))
+    if required and not found:
+        raise ValueError(f"{setting}: {folder} has a config.json but no weights (*.safetensors); download it again")
+    return found

@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aura.geometry import to_decoder_grid, to_image
+from aura.types import ImageGeometry
+
+GEOMETRIES = [
+    (ImageGeometry((480, 640), (768, 1024), 1024), (256, 256)),
+    (ImageGeometry((333, 127), (1024, 391), 1024), (256, 256)),  # odd, portrait
+    (ImageGeometry((37, 53), (45, 64), 64), (32, 32)),  # enlarged
+    (ImageGeometry((2001, 1499), (128, 96), 128), (64, 64)),  # reduced
+    (ImageGeometry((64, 64), (64, 64), 64), (32, 32)),
+]
+
+
+def reference(logits: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+    side, (height, width) = geometry.padded, geometry.resized
+    large = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+    return F.interpolate(large[..., :height, :width], geometry.original, mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize(("geometry", "grid"), GEOMETRIES)
+def test_to_image_equals_sams_two_interpolations(geometry, grid):
+    logits = torch.randn(2, 3, *grid)
+    expected = reference(logits, geometry)
+    assert (to_image(logits, geometry) - expected).abs().max() < 7e-6
+    assert (to_image(logits[:, 0], geometry) - expected[:, 0]).abs().max() < 7e-6
+    assert (to_image(logits[:, 0].half(), geometry)).dtype == torch.float32
+
+
+def test_to_image_agrees_in_double_precision_terms():
+    geometry, grid = GEOMETRIES[0]
+    logits = torch.rand(1, 1, *grid)  # as in trials: values of about 1
+    assert (to_image(logits, geometry) - reference(logits, geometry)).abs().max() < 7e-7
+
+
+def test_to_image_has_gradients_and_no_masks_are_fine():
+    geometry, grid = GEOMETRIES[2]
+    logits = torch.randn(1, *grid, requires_grad=True)
+    to_image(logits, geometry).sum().backward()
+    assert logits.grad.abs().sum() > 0
+    assert to_image(torch.zeros(0, *grid), geometry).shape == (0, 37, 53)
+
+
+@pytest.mark.parametrize(("geometry", "grid"), GEOMETRIES)
+def test_decoder_grid_keeps_area_and_place(geometry, grid):
+    height, width = geometry.original
+    masks = torch.zeros(3, height, width, dtype=torch.bool)
+    masks[0] = True
+    masks[1, : height // 2, : width // 3] = True
+    targets, valid = to_decoder_grid(masks, geometry, grid)
+    assert targets.dtype == torch.float32 and targets.shape == (3, *grid)
+    assert 0 <= targets.min() and targets.max() <= 1
+    rows, columns = (round(r * g / geometry.padded) for r, g in zip(geometry.resized, grid, strict=True))
+    assert valid.sum() == rows * columns and valid[:rows, :columns].all()
+    assert torch.allclose(targets[0][valid], torch.ones(()))
+    assert not targets[2].any()
+    share = targets[1][valid].mean()
+    assert share == pytest.approx(masks[1].float().mean().item(), abs=1.5 / min(rows, columns))
+    back = to_image(targets, geometry)[1] > 0.5
+    union = (back | masks[1]).sum()
+    assert (back & masks[1]).sum() / union > 0.85
+
+
+def test_decoder_grid_by_hand():
+    # 4 x 4 image, not resized, in an 8 px square on a 4 x 4 grid: each cell covers 2 x 2 pixels, half is padding.
+    geometry = ImageGeometry((4, 4), (4, 4), 8)
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[0, 0, 0] = masks[0, 2:, 2:] = True
+    targets, valid = to_decoder_grid(masks, geometry, (4, 4))
+    expected = torch.zeros(4, 4)
+    expected[0, 0], expected[1, 1] = 0.25, 1.0
+    assert torch.equal(targets[0], expected)
+    assert valid.tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2
