@@ -188,11 +188,6 @@ def score_object(
 # --- pairing ----------------------------------------------------------------------------------------------------------
 
 
-def pair_in_order(num_true: int, num_predicted: int) -> list[tuple[int, int]]:
-    """The i-th prediction belongs to the i-th object; what is left over on either side stays unpaired."""
-    return [(i, i) for i in range(min(num_true, num_predicted))]
-
-
 def pair_by_overlap(true: Sequence[MaskPair], predicted: Sequence[MaskPair]) -> list[tuple[int, int]]:
     """The pairing (true, predicted) with the largest sum of visible plus amodal IoU, shared by both kinds of mask.
 

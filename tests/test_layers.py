@@ -13,7 +13,7 @@ FLOORS = [
     {"losses", "metrics", "visualize", "data"},
     {"model", "datagen"},
     {"inference"},
-    {"evaluation", "report", "tables", "terminal", "web"},
+    {"evaluation", "scoring", "report", "tables", "terminal", "web"},
     {"train"},
 ]
 FLOOR_OF = {part: level for level, parts in enumerate(FLOORS) for part in parts}

@@ -23,7 +23,6 @@ from aura.metrics import (
     mean_of_groups,
     overlap,
     pair_by_overlap,
-    pair_in_order,
     score_object,
     summarise,
 )
@@ -183,11 +182,6 @@ def test_occlusion_buckets_include_their_upper_edge(hidden: int, bucket: int) ->
     assert [r["num_objects"] for r in rows] == [int(i == bucket) for i in range(5)]
     assert rows[bucket]["visible_giou"] == rows[bucket]["amodal_giou"] == 1
     assert rows[bucket]["amodal_from_visible_giou"] == (100 - hidden) / 100
-
-
-def test_pairing_in_order_leaves_the_rest_alone() -> None:
-    assert pair_in_order(2, 3) == [(0, 0), (1, 1)]
-    assert pair_in_order(2, 0) == []
 
 
 def test_pairing_finds_swapped_objects() -> None:
