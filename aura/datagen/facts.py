@@ -16,7 +16,7 @@ from aura.types import SEG_TOKEN
 APART = 0.06
 """Two of a kind are told apart by left and right when their centres differ by this fraction of the image's width."""
 
-ORDINALS = ("first", "second", "third", "fourth")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Facts:
     ``x``, ``y`` [K] centres in [0, 1] of the image; ``rates`` [K]; ``areas`` [K] visible pixels;
     ``hidden_share`` [K, K]: which fraction of object a's invisible region shows object b, at [b, a];
     ``front`` [K]: for each object those that occlude it; ``back``: those it occludes; both ascending.
-    ``names`` [K] without article; ``loose``: objects that only make sense together with all others of their category.
+    ``names`` [K] without article; ``loose``: objects of which there are several alike, counted from the left; they read best all together.
     """
 
     ids: tuple[int, ...]
@@ -58,7 +58,7 @@ class Facts:
         return self.categories.count(self.categories[index]) == 1
 
     def nameable(self, indices: tuple[int, ...]) -> bool:
-        """Whether the names tell these objects from all others."""
+        """Whether no object is named by its number among several alike, unless all of them are named."""
         if not self.loose.intersection(indices):
             return True
         categories = {self.categories[i] for i in indices if i in self.loose}

@@ -5,7 +5,8 @@ a small language model can learn to give exactly that answer. Slots:
 
 ``{objects}`` the things asked for, each as "the banana [SEG]"; ``{focus}`` the one thing the question turns on, likewise;
 ``{others}`` what hides the focus, or what it is compared with, likewise; ``{context}`` a thing named without ``[SEG]``;
-``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's verbs; ``{is}``,
+``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's
+verbs in a question and ``{do}`` in an answer, ``{other_phrase}`` and ``{other_do}`` those of a second one; ``{is}``,
 ``{look}`` and ``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``;
 ``{degree}`` how hidden the focus is; ``{side}``, ``{most}``: words of place.
 """
@@ -30,8 +31,8 @@ def degree(rate: float) -> str:
     return next(words for limit, words in DEGREES if rate < limit)
 
 
-_COULD = "You could {phrase} {objects}."
-_YES = "Yes, you could {phrase} {objects}."
+_COULD = "You could {do} {objects}."
+_YES = "Yes, you could {do} {objects}."
 _CAN = "{objects} {phrase}."
 _YES_CAN = "Yes, {objects} {phrase}."
 _FRONT = "{objects} {is} in front of {context}."
@@ -80,26 +81,36 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "blocked": (
         (
             "What could I {phrase}, and is anything in the way?",
-            "You could {phrase} {focus}, but {others} {others_are} in the way.",
+            "You could {do} {focus}, but {others} {others_are} in the way.",
         ),
         (
             "What could I {phrase}, and what is in front of it?",
-            "You could {phrase} {focus}, and {others} {others_are} in front.",
+            "You could {do} {focus}, and {others} {others_are} in front.",
         ),
         (
             "Show me what I could {phrase}, and what hides it.",
-            "You could {phrase} {focus}, which is hidden by {others}.",
+            "You could {do} {focus}, which {focus_is} hidden by {others}.",
         ),
     ),
     "free": (
         (
             "What could I {phrase}, and is anything in the way?",
-            "You could {phrase} {focus}, and nothing is in the way.",
+            "You could {do} {focus}, and nothing is in the way.",
+        ),
+    ),
+    "two_uses": (
+        (
+            "What could I {phrase}, and what could I {other_phrase}?",
+            "You could {do} {focus}, and {other_do} {others}.",
+        ),
+        (
+            "I need something to {phrase} and something to {other_phrase}.",
+            "You could {do} {focus}, and {other_do} {others}.",
         ),
     ),
     "use_degree": (
-        ("What could I {phrase}, and how much of it is hidden?", "You could {phrase} {focus}, which is {degree}."),
-        ("What could I {phrase}, and how well can I see it?", "You could {phrase} {focus}, which is {degree}."),
+        ("What could I {phrase}, and how much of it is hidden?", "You could {do} {focus}, which {focus_is} {degree}."),
+        ("What could I {phrase}, and how well can I see it?", "You could {do} {focus}, which {focus_is} {degree}."),
     ),
     "hidden_by": (
         ("What hides {thing}?", _HIDDEN_BY),

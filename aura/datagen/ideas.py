@@ -47,61 +47,82 @@ class Idea:
     @property
     def content(self) -> tuple[str, tuple[int, ...], str]:
         """Ideas with equal content would say the same thing twice."""
-        return (
-            self.kind,
-            self.objects,
-            self.words.get("phrase", self.words.get("context", self.words.get("things", ""))),
-        )
+        kind = "use" if self.kind == "situation" else self.kind.removeprefix("then_")
+        about = next((self.words[key] for key in ("context", "phrase", "things") if key in self.words), "")
+        return kind, self.objects, about
 
 
 def _plain(kind: str, objects: tuple[int, ...], weight: float, **words: str) -> Idea:
     return Idea(kind, objects, {"objects": objects}, words, weight)
 
 
-def ideas_of(facts: Facts) -> list[Idea]:
-    """All first questions about the image whose answers are true, can be seen, and name 1 to 4 objects."""
+def ideas_of(facts: Facts, *, counted: bool = False) -> list[Idea]:
+    """All first questions about the image whose answers are true, can be seen, and name 1 to 4 objects.
+
+    ``counted`` also takes answers that pick one of several alike by its number ("the third person"): for crowds, which
+    leave little else to say.
+    """
     found = [*_purpose_ideas(facts), *_relation_ideas(facts), *_comparison_ideas(facts), *_place_ideas(facts)]
     found += _state_ideas(facts)
-    return [idea for idea in found if _sayable(facts, idea)]
+    return [idea for idea in found if _sayable(facts, idea, counted)]
 
 
-def everything(facts: Facts) -> Idea:
-    """The plain question for what is there, when an image has little else to ask about."""
-    return _plain("everything", tuple(range(len(facts))), 0.1)
+def spare_ideas(facts: Facts) -> list[Idea]:
+    """For images that leave little to ask: the plain question for what is there, and counted objects."""
+    ideas = ideas_of(facts, counted=True)
+    if len(facts) <= MAX_OBJECTS:
+        ideas.append(_plain("everything", tuple(range(len(facts))), 0.1))
+    return ideas
 
 
-def _sayable(facts: Facts, idea: Idea) -> bool:
+def _sayable(facts: Facts, idea: Idea, counted: bool = False) -> bool:
     distinct = len(set(idea.objects)) == len(idea.objects)
-    return distinct and 1 <= len(idea.objects) <= MAX_OBJECTS and facts.nameable(idea.objects)
+    named = counted or facts.nameable(idea.objects)
+    return distinct and 1 <= len(idea.objects) <= MAX_OBJECTS and named
 
 
 def _by_use(purpose: Purpose) -> str:
     return "ability" if purpose.is_ability else "use"
 
 
+def _verbs(purpose: Purpose) -> dict[str, str]:
+    return {"phrase": purpose.phrase, "do": purpose.answer_phrase}
+
+
 def _purpose_ideas(facts: Facts) -> Iterator[Idea]:
     for number, members in facts.purposes().items():
         purpose = PURPOSES[number]
-        phrase = purpose.phrase
-        several = 1.0 if len(members) == 1 else 1.6
-        yield _plain(_by_use(purpose), members, several, phrase=phrase)
+        verbs = _verbs(purpose)
+        several = 1.0 if len(members) == 1 else 3.0
+        yield _plain(_by_use(purpose), members, several, **verbs)
         for situation in purpose.situations:
-            yield _plain("situation", members, 0.4 * several, phrase=phrase, situation=situation)
+            yield _plain("situation", members, 0.4 * several, **verbs, situation=situation)
         if purpose.is_ability or len(members) > 1:
             continue
         focus, front = members[0], facts.front[members[0]]
         parts = {"focus": members}
         if front and facts.explained(focus) >= EXPLAINED:
-            yield Idea("blocked", (focus, *front), {**parts, "others": front}, {"phrase": phrase}, 1.5)
+            yield Idea("blocked", (focus, *front), {**parts, "others": front}, verbs, 1.5)
         elif facts.rates[focus] < FULLY_VISIBLE:
-            yield Idea("free", members, parts, {"phrase": phrase}, 0.7)
+            yield Idea("free", members, parts, verbs, 0.4)
         if _clear_degree(facts.rates[focus]):
-            words = {"phrase": phrase, "degree": degree(facts.rates[focus])}
-            yield Idea("use_degree", members, parts, words, 0.8)
+            words = {**verbs, "degree": degree(facts.rates[focus])}
+            yield Idea("use_degree", members, parts, words, 0.5)
     for supercategory, things in GROUPS.items():
         members = tuple(i for i, s in enumerate(facts.supercategories) if s == supercategory)
         if members:
-            yield _plain("group", members, 0.8 if len(members) == 1 else 1.6, things=things)
+            yield _plain("group", members, 0.6 if len(members) == 1 else 3.0, things=things)
+    yield from _two_uses(facts)
+
+
+def _two_uses(facts: Facts) -> Iterator[Idea]:
+    """Two purposes at once, served by different things."""
+    uses = [(PURPOSES[n], members) for n, members in facts.purposes().items() if not PURPOSES[n].is_ability]
+    pairs = [(a, b) for i, a in enumerate(uses) for b in uses[i + 1 :] if not set(a[1]) & set(b[1])]
+    for (first, some), (second, others) in pairs:
+        words = {**_verbs(first), "other_phrase": second.phrase, "other_do": second.answer_phrase}
+        words["context"] = f"{first.phrase} {second.phrase}"
+        yield Idea("two_uses", (*some, *others), {"focus": some, "others": others}, words, 4.0 / len(pairs))
 
 
 def _clear_degree(rate: float) -> bool:
@@ -187,7 +208,7 @@ def _place_ideas(facts: Facts) -> Iterator[Idea]:
     for side, axis, upper in SIDES:
         members = tuple(i for i, v in enumerate(places[axis]) if (v > 0.5) == upper)
         if members and min(abs(v - 0.5) for v in places[axis]) >= PLACE_MARGIN / 2 and len(members) < len(facts):
-            yield _plain("side", members, 0.7, side=side, things=side)
+            yield _plain("side", members, 0.5 * min(len(members), 3), side=side, things=side)
     for most, axis, largest in EXTREMES:
         for things, members, weight in _groups(facts):
             found = extreme(places[axis], members, largest, PLACE_MARGIN)
@@ -229,7 +250,7 @@ def follow_ups(facts: Facts, previous: Idea) -> list[Idea]:
         purpose = PURPOSES[number]
         if not set(members) & set(previous.objects):
             kind = "then_ability" if purpose.is_ability else "then_use"
-            found.append(_plain(kind, members, 0.25, phrase=purpose.phrase))
+            found.append(_plain(kind, members, 0.25 * len(members), **_verbs(purpose)))
     return [idea for idea in found if _sayable(facts, idea)]
 
 

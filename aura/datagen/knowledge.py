@@ -15,13 +15,18 @@ from functools import cache
 class Purpose:
     """What the categories share: a use ("sit on": what could I sit on) or an ability ("can bark": what can bark).
 
-    ``situations`` are whole sentences that imply the purpose.
+    A use's phrase reads on with the thing's name: "sit on" the chair. ``situations`` are whole sentences that imply the purpose.
     """
 
     phrase: str
     categories: frozenset[str]
     is_ability: bool = False
     situations: tuple[str, ...] = ()
+
+    @property
+    def answer_phrase(self) -> str:
+        """The phrase as said to the one who asked; the thing's name follows it."""
+        return re.sub(r"\bmy\b", "your", self.phrase)
 
     @property
     def things(self) -> str:
@@ -54,9 +59,9 @@ PURPOSES: tuple[Purpose, ...] = (
         "It is time for lunch.",
         "My stomach is empty.",
     ),
-    _use("give to someone who likes fruit", "banana, apple, orange"),
-    _use("put in a salad", "broccoli, carrot"),
-    _use("eat as a sweet dessert", "donut, cake", "I would like something sweet."),
+    _use("make fruit juice from", "banana, apple, orange"),
+    _use("make a salad with", "broccoli, carrot"),
+    _use("end my dinner with", "donut, cake", "I would like something sweet."),
     _use("drink from", "bottle, wine glass, cup", "I am thirsty."),
     _use("pour hot tea from", "teapot"),
     _use("eat soup from", "bowl"),
@@ -77,22 +82,20 @@ PURPOSES: tuple[Purpose, ...] = (
     _use("sit on", "chair, couch, bench", "My legs are tired.", "I would like to have a seat."),
     _use("sleep in", "bed", "I am sleepy."),
     _use("lie down on", "bed, couch"),
-    _use("use in the bathroom", "toilet, toothbrush, sink, hair drier"),
     _use("wash my hands in", "sink", "My hands are dirty."),
     _use("dry my hair with", "hair drier", "My hair is wet."),
     _use("brush my teeth with", "toothbrush", "My teeth are not clean."),
     _use("keep food cold in", "refrigerator"),
     _use("warm up food in", "microwave, oven, toaster", "My food is cold."),
     _use("play music with", "guitar, violin, trumpet, drum", "I want to hear a song."),
-    _use("play with strings", "guitar, violin"),
+    _use("play a soft song on", "guitar, violin"),
     _use("blow into", "trumpet"),
     _use("beat with two sticks", "drum"),
     _use("wear", "tie, hat, shoe", "I want to dress for a party."),
-    _use("put on my feet", "shoe, skis", "My feet are cold."),
-    _use("put on my head", "hat", "The sun burns on my head."),
-    _use("wear around my neck", "tie"),
+    _use("warm my feet with", "shoe", "My feet are cold."),
+    _use("cover my head with", "hat", "The sun burns on my head."),
     _use("carry things in", "backpack, handbag, suitcase, basket", "I have too much to carry."),
-    _use("pack for a trip", "suitcase, backpack", "We leave for a trip in the morning."),
+    _use("pack my clothes in", "suitcase, backpack", "We leave for a trip in the morning."),
     _use("keep dry with", "umbrella", "It is raining.", "I do not want to get wet."),
     _use("read", "book", "I would like a good story."),
     _use("see the time on", "clock", "I do not want to be late."),
@@ -108,24 +111,24 @@ PURPOSES: tuple[Purpose, ...] = (
         "frisbee, sports ball, kite, skateboard, tennis racket, baseball bat, baseball glove",
         "I want to have some fun outside.",
     ),
-    _use("throw to a friend", "frisbee, sports ball"),
+    _use("play catch with", "frisbee, sports ball"),
     _use("kick", "sports ball"),
-    _use("let fly on a string", "kite", "There is a strong wind."),
+    _use("play in the wind with", "kite", "There is a strong wind."),
     _use("hit something back with", "tennis racket, baseball bat"),
     _use("catch something with", "baseball glove"),
     _use("put flowers in", "vase", "I got some flowers."),
-    _use("water every week", "potted plant"),
-    _use("hug in bed", "teddy bear", "The child cannot sleep alone."),
+    _use("give water to", "potted plant"),
+    _use("hug", "teddy bear", "The child cannot sleep alone."),
     _use("open a door with", "key", "The door is locked."),
     _use("hit a nail with", "hammer", "I want to put a picture on the wall."),
     _use("ring", "bell"),
-    _use("have as a pet", "cat, dog, bird", "I feel alone at home."),
     _use("put coins in", "parking meter"),
-    _use("get help from in a fire", "fire hydrant"),
+    _use("get water from", "fire hydrant, sink"),
     _ability("breathe", "person, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, penguin"),
     _ability("speak", "person"),
     _ability("bark", "dog"),
     _ability("purr", "cat"),
+    _ability("be a good pet", "cat, dog, bird"),
     _ability("gallop", "horse, zebra"),
     _ability("give milk", "cow, sheep"),
     _ability("give wool", "sheep"),
@@ -136,6 +139,7 @@ PURPOSES: tuple[Purpose, ...] = (
     _ability("swim in cold water", "penguin"),
     _ability("lift a tree", "elephant"),
     _ability("eat from high trees", "giraffe"),
+    _ability("be of use in a bathroom", "toilet, toothbrush, sink, hair drier"),
     _ability("grow", "potted plant"),
     _ability("float", "boat, surfboard"),
     _ability("stop traffic", "traffic light, stop sign"),

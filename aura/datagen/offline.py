@@ -9,7 +9,7 @@ import numpy as np
 from aura.data.sources import AnnotatedImage
 from aura.datagen.facts import Facts, facts_of
 from aura.datagen.grammar import FORMS
-from aura.datagen.ideas import Idea, everything, follow_ups, ideas_of
+from aura.datagen.ideas import Idea, follow_ups, ideas_of, spare_ideas
 from aura.datagen.knowledge import names_category
 from aura.types import Conversation, Turn
 
@@ -17,6 +17,8 @@ GENERATOR = "offline"
 VERSION = "1"
 MAX_PER_KIND = 2
 """Turns of one kind in an image while other kinds are left."""
+SEVERAL = 0.5
+"""Answers with n objects are preferred by n to this power."""
 
 
 def generate_conversations(
@@ -24,8 +26,9 @@ def generate_conversations(
 ) -> list[Conversation]:
     """``pairs`` question-answer pairs about ``image``: single questions, and two conversations of two or three turns.
 
-    The same image id, annotations and seed give the same conversations. Every answer follows from the masks; no question
-    names what it asks for; no question occurs twice. An image with little in it gets fewer pairs, one without objects none.
+    The same image id, annotations and seed give the same conversations. Every answer follows from the masks; no
+    question names what it asks for; no question occurs twice. An image with little in it gets fewer pairs, one without
+    objects none.
 
     Args:
         image: The image's objects; their ``occluded_by`` is not read, the masks are.
@@ -68,8 +71,8 @@ class _Writer:
         self.kinds: dict[str, int] = {}
 
     def conversation(self, length: int, spare: bool = False) -> list[Turn]:
-        """Up to ``length`` turns; ``spare`` also takes plain and repeated ideas, in other words. Empty if none is left."""
-        pool = [*self.ideas, everything(self.facts)] if spare else self.ideas
+        """Up to ``length`` turns, none if no idea is left; ``spare`` also takes plain and repeated ideas, in new words."""
+        pool = spare_ideas(self.facts) if spare else self.ideas
         first = self._next(pool, repeat=spare)
         if first is None:
             return []
@@ -86,7 +89,7 @@ class _Writer:
         """A new idea, drawn by weight, with its turn; with ``repeat`` an idea may return in other words."""
         left = [i for i in ideas if repeat or (i.content not in self.told and self._count(i) < MAX_PER_KIND)]
         while left:
-            weights = np.array([i.weight / (1 + 2 * self._count(i)) for i in left])
+            weights = np.array([i.weight * len(i.objects) ** SEVERAL / (1 + 2 * self._count(i)) for i in left])
             position = int(np.searchsorted(np.cumsum(weights), self.rng.random() * weights.sum(), side="right"))
             idea = left.pop(min(position, len(left) - 1))
             turn = self._turn(idea)
