@@ -24,12 +24,12 @@ def reference(logits: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
 def test_to_image_equals_sams_two_interpolations(geometry, grid):
     logits = torch.randn(2, 3, *grid)
     expected = reference(logits, geometry)
-    assert (to_image(logits, geometry) - expected).abs().max() < 7e-6
-    assert (to_image(logits[:, 0], geometry) - expected[:, 0]).abs().max() < 7e-6
+    assert (to_image(logits, geometry) - expected).abs().max() < 4e-6
+    assert (to_image(logits[:, 0], geometry) - expected[:, 0]).abs().max() < 4e-6
     assert (to_image(logits[:, 0].half(), geometry)).dtype == torch.float32
 
 
-def test_to_image_agrees_in_double_precision_terms():
+def test_to_image_is_equal_to_rounding():
     geometry, grid = GEOMETRIES[0]
     logits = torch.rand(1, 1, *grid)  # as in trials: values of about 1
     assert (to_image(logits, geometry) - reference(logits, geometry)).abs().max() < 7e-7
@@ -51,7 +51,7 @@ def test_decoder_grid_keeps_area_and_place(geometry, grid):
     masks[1, : height // 2, : width // 3] = True
     targets, valid = to_decoder_grid(masks, geometry, grid)
     assert targets.dtype == torch.float32 and targets.shape == (3, *grid)
-    assert 0 <= targets.min() and targets.max() <= 1
+    assert targets.min() >= 0 and targets.max() <= 1
     rows, columns = (round(r * g / geometry.padded) for r, g in zip(geometry.resized, grid, strict=True))
     assert valid.sum() == rows * columns and valid[:rows, :columns].all()
     assert torch.allclose(targets[0][valid], torch.ones(()))

@@ -118,7 +118,8 @@ def _from_backbones(
     for prefix, part in names.items():
         mine = [key for key in sam_loaded if key.startswith(prefix)]
         missing = tuple(key for key in sam_missing if key.startswith(prefix))
-        parts.append(PartReport(part, sam_report.source, len(mine), missing, sam_report.unexpected))
+        unexpected = tuple(key for key in sam_report.unexpected if key.startswith(prefix))
+        parts.append(PartReport(part, sam_report.source, len(mine), missing, unexpected))
     parts += _new_parts(model)
     return model, processor, LoadReport(tuple(parts))
 

@@ -1,6 +1,7 @@
 """Greedy answers with a key-value cache: one at a time for chat, many per image in lockstep for evaluation.
 
-Legend: Q prompts about one image, L tokens, T image features, C channels of CLIP, H hidden size, n ``[SEG]`` of an answer.
+Legend: Q prompts about one image, L tokens, T image features, C channels of CLIP, H hidden size, n ``[SEG]`` of an
+answer.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Generation:
     ``token_ids`` holds the end-of-answer token where it was reached; otherwise ``truncated`` is set. ``seg_hidden``
     [n, H] has the state of each ``[SEG]`` in order, the same that teacher forcing on ``token_ids`` gives.
 
-    ``past_key_values`` covers the prompt and all of ``token_ids`` but ``pending_ids``: the last token, which was emitted
-    but never read. Whoever continues the conversation puts ``pending_ids`` before the new tokens. Answers that were
-    generated together have no cache.
+    ``past_key_values`` covers the prompt and all of ``token_ids`` but ``pending_ids``: the last token, which was
+    emitted but never read (empty where its state was needed). Whoever continues the conversation puts ``pending_ids``
+    before the new tokens. Answers that were generated together have no cache.
     """
 
     token_ids: list[int]

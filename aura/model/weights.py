@@ -1,7 +1,7 @@
 """Weights from outside, read into ready modules, with an account of every tensor.
 
-Each ``load_*`` function takes a folder and returns a module with a :class:`PartReport`. Another layout (the official SAM
-``.pth`` files, LLaVA v1 folders, LISA) is one more such function, chosen in :mod:`aura.model.build`.
+Each ``load_*`` function takes a folder and returns a module with a :class:`PartReport`; :mod:`aura.model.build` chooses
+the function and puts the modules together, so that another layout is one more function.
 """
 
 from __future__ import annotations
