@@ -1,0 +1,226 @@
+"""Checkpoints of a run: written whole or not at all, kept in number, found again, and exported.
+
+A run folder holds ``checkpoints/step_000500/`` (trainable weights, optimizer, scheduler, random state, ``state.json``)
+and ``checkpoints/latest``, a file with the newest one's name. A checkpoint is written under a hidden name and renamed
+when it is complete, so that whatever kills a run, every ``step_*`` folder is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from aura.config import Config
+from aura.files import write_json, write_text
+from aura.train.engine import Engine, Process, trained_weights, wait_for_all
+
+STATE = "state.json"
+FORMAT = 1
+
+UNIMPORTANT = frozenset(
+    "model.mllm model.vision_tower model.sam model.init_from model.allow_random data.train.annotations "
+    "data.train.images data.val.annotations data.val.images data.feature_cache data.num_workers train.output_dir "
+    "train.offload_optimizer train.gradient_checkpointing train.log_every train.validate_every train.validate_images "
+    "train.checkpoint_every train.keep_last train.resume train.tensorboard".split()
+)
+"""Settings that a continued run may change: where things lie and how often they are done, not what is computed."""
+
+
+class Processor(Protocol):
+    """What an export needs of the processor."""
+
+    def save_pretrained(self, folder: str) -> Any: ...
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+        run: The run folder.
+        keep_last: Checkpoints kept besides the best.
+        process: This process; files common to all are written by the main one.
+    """
+
+    def __init__(self, run: str | Path, keep_last: int, process: Process) -> None:
+        self.folder = Path(run) / "checkpoints"
+        self.keep_last = keep_last
+        self.process = process
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        found = (re.fullmatch(r"step_(\d{6,})", p.name) for p in self.folder.glob("step_*") if (p / STATE).is_file())
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(self, engine: Engine, state: Mapping[str, Any], own_state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint of the engine's current step; all processes call it together.
+
+        Args:
+            engine: What to save.
+            state: JSON-able, the same on all processes; ``state["best"]["step"]``, if there, is never deleted.
+            own_state: This process's own part, of plain types and tensors.
+        """
+        final = self.path(engine.steps)
+        unfinished = self.folder / f".{final.name}.unfinished"
+        if self.process.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        wait_for_all(self.process)
+        engine.save(self.folder, unfinished.name)
+        torch.save(dict(own_state), unfinished / f"process_{self.process.rank}.pt")
+        wait_for_all(self.process)
+        if self.process.is_main:
+            sizes = {p.name: p.stat().st_size for p in sorted(unfinished.iterdir())}
+            facts = {"format": FORMAT, "step": engine.steps, "world_size": self.process.world_size, "files": sizes}
+            write_json(unfinished / STATE, {**facts, **state}, indent=2)
+            shutil.rmtree(final, ignore_errors=True)  # of an abandoned continuation
+            unfinished.rename(final)
+            write_text(self.folder / "latest", final.name)
+            self._prune((state.get("best") or {}).get("step"))
+        wait_for_all(self.process)
+        return final
+
+    def _prune(self, best: int | None) -> None:
+        for step in superfluous(self.steps(), self.keep_last, best):
+            shutil.rmtree(self.path(step), ignore_errors=True)
+        for leftover in self.folder.glob(".step_*.unfinished"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def forget_after(self, step: int) -> list[int]:
+        """Delete the checkpoints after ``step``: a run continued from there abandons them. Returns their steps."""
+        later = [s for s in self.steps() if s > step]
+        wait_for_all(self.process)
+        if self.process.is_main:
+            write_text(self.folder / "latest", self.path(step).name)
+            for s in later:
+                shutil.rmtree(self.path(s), ignore_errors=True)
+        wait_for_all(self.process)
+        return later
+
+    def find(self, resume: str) -> Path | None:
+        """The checkpoint that ``train.resume`` (``auto``, ``none`` or a path) asks for, or ``None`` to start anew.
+
+        Raises:
+            ValueError: ``none`` in a folder with checkpoints, or a path that is no checkpoint.
+        """
+        steps = self.steps()
+        if resume == "none":
+            if steps:
+                raise ValueError(
+                    f"{self.folder} has checkpoints up to step {steps[-1]} and train.resume is none; "
+                    "continue them with --train.resume auto, or choose another --train.output_dir"
+                )
+            return None
+        if resume != "auto":
+            return _checkpoint_at(Path(resume))
+        pointer = self.folder / "latest"
+        named = self.folder / pointer.read_text().strip() if pointer.is_file() else None
+        if named is not None and (named / STATE).is_file():
+            return named
+        return self.path(steps[-1]) if steps else None
+
+
+def superfluous(steps: Collection[int], keep_last: int, best: int | None) -> list[int]:
+    """The steps whose checkpoints can go: all but the ``keep_last`` newest and the best."""
+    return sorted(set(steps) - set(sorted(steps)[-keep_last:]) - {best})
+
+
+def _checkpoint_at(path: Path) -> Path:
+    """``path`` itself if it is a checkpoint, or the newest of the run folder that it is."""
+    if (path / STATE).is_file():
+        return path
+    pointer = path / "checkpoints" / "latest"
+    if pointer.is_file():
+        return _checkpoint_at(pointer.parent / pointer.read_text().strip())
+    raise ValueError(f"train.resume: {path} is neither a checkpoint (no {STATE} in it) nor a run folder with one")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """``state.json`` of a checkpoint whose files are all there.
+
+    Raises:
+        ValueError: A file is missing, cut off or unreadable.
+    """
+    remedy = "choose another checkpoint with --train.resume PATH, or delete this one"
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+        files = state["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{checkpoint / STATE} cannot be read ({error}); {remedy}") from error
+    if state["format"] != FORMAT:
+        raise ValueError(f"{checkpoint} has format {state['format']}, this version reads {FORMAT}")
+    for name, size in files.items():
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise ValueError(f"{file} is damaged ({size} bytes expected); {remedy}")
+    return state
+
+
+def read_own_state(checkpoint: Path, process: Process) -> dict[str, Any]:
+    """This process's own part of a checkpoint."""
+    loaded: dict[str, Any] = torch.load(checkpoint / f"process_{process.rank}.pt", weights_only=True)
+    return loaded
+
+
+def important_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run computes, by dotted key: all but :data:`UNIMPORTANT`."""
+
+    def flatten(value: Any, key: str) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for name, part in value.items() for k, v in flatten(part, f"{key}.{name}").items()}
+        return {} if key in UNIMPORTANT else {key: list(value) if isinstance(value, tuple) else value}
+
+    sections = dataclasses.asdict(config)
+    return {k: v for name, section in sections.items() for k, v in flatten(section, name).items()}
+
+
+def check_continuable(checkpoint: Path, state: Mapping[str, Any], config: Config, world_size: int) -> None:
+    """Refuse a continuation that could not equal the uninterrupted run.
+
+    Raises:
+        ValueError: Another number of processes, or another setting that matters, with both values.
+    """
+    start_anew = "or start a new run from its export: --model.init_from RUN/export --train.output_dir NEW"
+    if state["world_size"] != world_size:
+        raise ValueError(
+            f"{checkpoint} was written by {state['world_size']} processes and this run has {world_size}; "
+            f"use as many, {start_anew}"
+        )
+    now, then = important_settings(config), state["settings"]
+    changed = [
+        f"{key} {then.get(key)!r} -> {now.get(key)!r}" for key in sorted({*now, *then}) if now.get(key) != then.get(key)
+    ]
+    if changed:
+        raise ValueError(f"{checkpoint} is of a run with other settings ({'; '.join(changed)}); use those, {start_anew}")
+
+
+def export(engine: Engine, processor: Processor, folder: Path, checkpoint: Path | None) -> None:
+    """Write a Hugging Face folder that ``AuraModel.from_pretrained`` loads; all processes call it together.
+
+    Args:
+        engine: The model with its frozen weights.
+        processor: Saved beside the model.
+        folder: Where to; an older export is replaced.
+        checkpoint: Whose trained weights to take; ``None`` takes the engine's current ones.
+    """
+    weights = engine.full_state_dict()
+    if weights is not None:
+        if checkpoint is not None:
+            trained = {name: value for name, value in trained_weights(checkpoint).items() if name in weights}
+            weights.update({name: value.to(weights[name].dtype) for name, value in trained.items() if value.numel()})
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        engine.module.save_pretrained(str(unfinished), state_dict=weights)  # type: ignore[operator]
+        processor.save_pretrained(str(unfinished))
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    wait_for_all(engine.process)

@@ -1,0 +1,193 @@
+"""Checkpoint folders: what is kept, what is found, what is refused. The engine is the real one, the network tiny."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aura.config import Config, LoraSettings, ModelSettings, TrainSettings
+from aura.train.checkpoint import (
+    Checkpoints,
+    check_continuable,
+    export,
+    important_settings,
+    read_own_state,
+    read_state,
+    superfluous,
+)
+from aura.train.engine import Engine, start_process
+
+SETTINGS = TrainSettings(steps=50, warmup_steps=2, accumulation=1, precision="fp32", zero_stage=0)
+CONFIG = Config(train=SETTINGS)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trained, self.frozen = nn.Linear(2, 1), nn.Linear(2, 1).requires_grad_(False)
+
+    def forward(self, x):
+        return self.trained(x) + self.frozen(x)
+
+    def save_pretrained(self, folder, state_dict):
+        Path(folder).mkdir()
+        torch.save(state_dict, f"{folder}/weights.pt")
+
+
+class Processor:
+    def save_pretrained(self, folder):
+        (Path(folder) / "p.json").touch()
+
+
+@pytest.fixture(scope="module")
+def process():
+    return start_process(SETTINGS)
+
+
+@pytest.fixture
+def engine(process):
+    return Engine(Network(), SETTINGS, process)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, process):
+    return Checkpoints(tmp_path, 2, process)
+
+
+def step(engine):
+    engine.backward(engine(torch.randn(4, 2)).square().mean())
+    engine.step()
+
+
+def save(checkpoints, engine, best=None):
+    state = {"settings": important_settings(CONFIG), "best": best}
+    return checkpoints.save(engine, state, {"numbers": [1, 2], "tensor": torch.ones(2)})
+
+
+def test_last_k_and_best_are_kept():
+    assert superfluous([100, 200, 300, 400], 2, None) == [100, 200]
+    assert superfluous([100, 200, 300, 400], 2, 100) == [200]
+    assert superfluous([400, 100, 300, 200], 2, 400) == [100, 200]
+    assert superfluous([100], 2, None) == []
+
+
+def test_saving_keeps_points_and_prunes(checkpoints, engine):
+    for number in range(1, 6):
+        step(engine)
+        save(checkpoints, engine, best={"step": 2, "score": 0.5} if number >= 2 else None)
+    assert checkpoints.steps() == [2, 4, 5]
+    assert checkpoints.find("auto") == checkpoints.path(5)
+    assert read_own_state(checkpoints.path(5), checkpoints.process)["numbers"] == [1, 2]
+    assert read_state(checkpoints.path(5))["step"] == 5
+
+
+def test_nothing_to_continue(checkpoints):
+    assert checkpoints.find("auto") is None
+    assert checkpoints.find("none") is None
+
+
+def test_none_refuses_a_folder_with_checkpoints(checkpoints, engine):
+    step(engine)
+    save(checkpoints, engine)
+    with pytest.raises(ValueError, match="--train.resume auto"):
+        checkpoints.find("none")
+
+
+def test_path_may_be_a_checkpoint_or_a_run_folder(checkpoints, engine, tmp_path):
+    step(engine)
+    saved = save(checkpoints, engine)
+    assert checkpoints.find(str(saved)) == saved
+    assert checkpoints.find(str(tmp_path)) == saved
+    with pytest.raises(ValueError, match="neither a checkpoint"):
+        checkpoints.find(str(tmp_path / "elsewhere"))
+
+
+def test_unfinished_checkpoint_is_invisible_and_cleared(checkpoints, engine, monkeypatch):
+    step(engine)
+    save(checkpoints, engine)
+    step(engine)
+    with monkeypatch.context() as patch:  # a kill in the middle of writing
+        patch.setattr("aura.train.checkpoint.write_json", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            save(checkpoints, engine)
+    assert checkpoints.steps() == [1]
+    assert checkpoints.find("auto") == checkpoints.path(1)
+    save(checkpoints, engine)
+    assert checkpoints.steps() == [1, 2]
+    assert not list(checkpoints.folder.glob(".*unfinished"))
+
+
+def test_lost_pointer_falls_back_to_the_newest(checkpoints, engine):
+    for _ in range(2):
+        step(engine)
+        save(checkpoints, engine)
+    (checkpoints.folder / "latest").unlink()
+    assert checkpoints.find("auto") == checkpoints.path(2)
+    shutil.rmtree(checkpoints.path(2))
+    (checkpoints.folder / "latest").write_text("step_000002")
+    assert checkpoints.find("auto") == checkpoints.path(1)
+
+
+def test_going_back_forgets_what_came_after(checkpoints, engine):
+    for _ in range(2):
+        step(engine)
+        save(checkpoints, engine)
+    assert checkpoints.forget_after(1) == [2]
+    assert checkpoints.steps() == [1]
+    assert checkpoints.find("auto") == checkpoints.path(1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "state"])
+def test_damaged_checkpoint_names_the_file(checkpoints, engine, damage):
+    step(engine)
+    saved = save(checkpoints, engine)
+    file = saved / ("state.json" if damage == "state" else "mp_rank_00_model_states.pt")
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{file.name} .*--train.resume PATH"):
+        read_state(saved)
+
+
+def test_other_world_or_settings_are_refused(checkpoints, engine):
+    step(engine)
+    saved = save(checkpoints, engine)
+    state = read_state(saved)
+    check_continuable(saved, state, CONFIG, 1)
+    moved = dataclasses.replace(CONFIG, train=dataclasses.replace(SETTINGS, output_dir="elsewhere", log_every=3))
+    check_continuable(saved, state, moved, 1)
+    with pytest.raises(ValueError, match="written by 1 processes and this run has 2"):
+        check_continuable(saved, state, CONFIG, 2)
+    other = dataclasses.replace(CONFIG, model=ModelSettings(lora=LoraSettings(r=4)))
+    with pytest.raises(ValueError, match="model.lora.r 8 -> 4"):
+        check_continuable(saved, state, other, 1)
+
+
+def test_settings_survive_json():
+    settings = important_settings(CONFIG)
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings["train.lr"] == 1e-3 and "train.output_dir" not in settings
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_export_takes_the_checkpoint_s_weights(tmp_path, process, stage):
+    settings = dataclasses.replace(SETTINGS, zero_stage=stage, lr=0.1)
+    engine = Engine(Network(), settings, process)
+    checkpoints = Checkpoints(tmp_path, 2, process)
+    for _ in range(4):
+        step(engine)
+    saved = save(checkpoints, engine)
+    expected = {name: value.clone() for name, value in engine.module.state_dict().items()}
+    for _ in range(3):
+        step(engine)
+    export(engine, Processor(), tmp_path / "export", saved)
+    exported = torch.load(tmp_path / "export" / "weights.pt")
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], expected[name]) for name in expected)
+    assert not torch.equal(exported["trained.weight"], engine.module.trained.weight)
+    assert (tmp_path / "export" / "p.json").is_file()
