@@ -1,0 +1,221 @@
+"""An AURA model against a data set, under a named protocol (see :mod:`aura.scoring`).
+
+``teacher_forced`` reads the true answers and decodes a mask for each of their ``[SEG]``, as LISA's evaluation does: one
+packed forward pass per image. The two generated protocols let the model write every answer itself, greedily; an answer
+in a later turn follows the **true** history of its conversation, so that each answer is judged by itself. Masks are
+resampled to the image's size and cut at logit 0.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from aura.config import Protocol
+from aura.data.collate import collate
+from aura.data.conversations import TokenizedConversation
+from aura.data.feature_cache import FeatureCache
+from aura.data.images import sam_geometry
+from aura.data.processor import Processor
+from aura.geometry import to_image
+from aura.metrics import MaskPair
+from aura.model import AuraModel
+from aura.report import Report
+from aura.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
+from aura.types import ImageFeatures, ImageGeometry, MaskOutput, Sample
+
+__all__ = ["Prediction", "Report", "evaluate", "load_predictions", "predict", "score"]
+
+Answers = dict[TurnKey, PredictedAnswer]
+
+
+def evaluate(
+    model: AuraModel,
+    processor: Processor,
+    dataset: Sequence[Sample],
+    protocol: Protocol,
+    *,
+    cache: FeatureCache | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    max_new_tokens: int = 256,
+    progress: bool = True,
+    name: str = "AURA",
+    on_image: Callable[[Sample, Mapping[TurnKey, PredictedAnswer]], None] | None = None,
+) -> Report:
+    """Score ``model`` on ``dataset``.
+
+    Where ``torch.distributed`` is initialised, each rank evaluates its own slice of the images, no image twice, and
+    every rank returns the report of all. The model is put in evaluation mode and back.
+
+    Args:
+        model: On the device to use.
+        processor: The one it was trained with.
+        dataset: Samples; those without a conversation are left out.
+        protocol: ``teacher_forced``, ``generated_order`` or ``generated_matched``.
+        cache: The frozen encoders' outputs; missing ones are computed and stored.
+        limit: Take the first so many images.
+        batch_size: Images per forward pass (``teacher_forced``) or per encoder pass.
+        max_new_tokens: Longest generated answer; it is cut there.
+        progress: Show a progress bar on rank 0.
+        name: The model's row in tables.
+        on_image: Called with each image of this rank and its predicted answers, by conversation id and turn.
+
+    Raises:
+        ValueError: No image to evaluate, or a sample that the processor refuses; the message names it.
+    """
+    distributed = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    chosen = range(len(dataset) if limit is None else min(limit, len(dataset)))
+    if not chosen:
+        raise ValueError("there is no image to evaluate; check the data file and the limit")
+    mine = [dataset[i] for i in chosen[rank::world]]
+    scorer = Scorer(protocol)
+    bar = tqdm(total=len(mine), desc=protocol, unit="image", disable=not progress or rank > 0, leave=False)
+    with bar:
+        for sample, answers in predict(
+            model, processor, mine, protocol, cache=cache, batch_size=batch_size, max_new_tokens=max_new_tokens
+        ):
+            scorer.add(sample, answers)
+            if on_image is not None:
+                on_image(sample, answers)
+            bar.update()
+    return Report.merge(protocol, gather(scorer.report(name)), name)
+
+
+def gather(report: Report) -> list[Report]:
+    """The reports of all ranks, on every rank; just this one without ``torch.distributed``."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [report]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, report)
+    return parts
+
+
+@torch.no_grad()
+def predict(
+    model: AuraModel,
+    processor: Processor,
+    samples: Sequence[Sample],
+    protocol: Protocol,
+    *,
+    cache: FeatureCache | None = None,
+    batch_size: int = 1,
+    max_new_tokens: int = 256,
+) -> Iterator[tuple[Sample, Answers]]:
+    """Each sample with the model's answers; arguments as in :func:`evaluate`."""
+    samples = [sample for sample in samples if sample.conversations]
+    was_training = model.training
+    model.train(False)
+    try:
+        for start in range(0, len(samples), batch_size):
+            part = samples[start : start + batch_size]
+            features = encode(model, processor, part, cache)
+            if protocol == "teacher_forced":
+                yield from zip(part, _read_answers(model, processor, part, features), strict=True)
+            else:
+                for sample, feature in zip(part, features, strict=True):
+                    yield sample, _write_answers(model, processor, sample, feature, max_new_tokens)
+    finally:
+        model.train(was_training)
+
+
+def encode(
+    model: AuraModel, processor: Processor, samples: Sequence[Sample], cache: FeatureCache | None = None
+) -> list[ImageFeatures]:
+    """The frozen encoders' outputs of each image (B = 1), from the cache where it has them."""
+    features = [cache.load(sample.image_path) if cache else None for sample in samples]
+    missing = [i for i, found in enumerate(features) if found is None]
+    if missing:
+        images = [processor.image(samples[i].image_path, f"image {samples[i].image_id}: ") for i in missing]
+        fresh = model.encode_images(
+            torch.stack([image.sam_pixels for image in images]).to(model.device),
+            torch.stack([image.clip_pixels for image in images]).to(model.device),
+        )
+        for row, i in enumerate(missing):
+            one = ImageFeatures(fresh.sam_embeddings[row : row + 1], fresh.clip_features[row : row + 1])
+            features[i] = cache.store(samples[i].image_path, one) if cache else one
+    return [
+        ImageFeatures(found.sam_embeddings.to(model.device), found.clip_features.to(model.device))
+        for found in features
+        if found is not None
+    ]
+
+
+def _read_answers(
+    model: AuraModel, processor: Processor, samples: Sequence[Sample], features: Sequence[ImageFeatures]
+) -> list[Answers]:
+    """Masks for the ``[SEG]`` of the true answers. The number of ``[SEG]`` is what the model itself would have put."""
+    processed = [processor(sample, found) for sample, found in zip(samples, features, strict=True)]
+    batch = collate(processed).to(model.device)
+    output = model(batch)
+
+    turns = [key for p in processed for c in p.conversations for key in _supervised_turns(c)]
+    written = (output.text_logits.argmax(-1) == processor.seg_token_id).tolist()
+    counts = Counter(key for key, is_seg in zip(turns, written, strict=True) if is_seg)
+    answers: list[Answers] = []
+    for b, (sample, p) in enumerate(zip(samples, processed, strict=True)):
+        rows = [n for n, image in enumerate(batch.seg_image.tolist()) if image == b]
+        masks = read_masks(output, rows, p.geometry)
+        found: dict[TurnKey, dict[int, MaskPair]] = {
+            (c.id, number): {} for c in sample.conversations for number in range(len(c.turns))
+        }
+        for row, pair in zip(rows, masks, strict=True):
+            record = batch.records[row]
+            found[record.conversation_id, record.turn][record.index] = pair
+        answers.append({key: PredictedAnswer(pairs, counts[key]) for key, pairs in found.items()})
+    return answers
+
+
+def _write_answers(
+    model: AuraModel, processor: Processor, sample: Sample, features: ImageFeatures, max_new_tokens: int
+) -> Answers:
+    """The model's own answer to every question about one image, all generated together."""
+    prompts: dict[TurnKey, list[int]] = {}
+    for conversation in sample.conversations:
+        tokens = processor.conversation(conversation, sample.image_id)
+        starts = answer_starts(tokens)
+        prompts |= {(conversation.id, turn): tokens.input_ids[:start] for turn, start in enumerate(starts)}
+    generations = model.generate_answers(
+        list(prompts.values()), clip_features=features.clip_features, max_new_tokens=max_new_tokens
+    )
+    states = torch.cat([g.seg_hidden for g in generations])
+    masks: Iterator[MaskPair] = iter(())
+    if len(states):
+        image = torch.zeros(len(states), dtype=torch.int64, device=states.device)
+        geometry = sam_geometry(sample.height, sample.width, processor.sam_image_size)
+        output = model.decode_masks(states, features.sam_embeddings, image)
+        masks = iter(read_masks(output, range(len(states)), geometry))
+    answers: Answers = {}
+    for key, generation in zip(prompts, generations, strict=True):
+        count = len(generation.seg_hidden)
+        pairs = {index: next(masks) for index in range(count)}
+        answers[key] = PredictedAnswer(pairs, count, processor.decode(generation.token_ids))
+    return answers
+
+
+def read_masks(output: MaskOutput, rows: Sequence[int], geometry: ImageGeometry) -> list[MaskPair]:
+    """The decoded masks of some rows of ``output`` at their image's size, bool [H, W], cut at logit 0."""
+    chosen = torch.as_tensor(list(rows), dtype=torch.int64, device=output.visible_logits.device)
+    visible = (to_image(output.visible_logits[chosen], geometry) > 0).cpu().numpy()
+    amodal = (to_image(output.amodal_logits[chosen], geometry) > 0).cpu().numpy()
+    rates = [None] * len(chosen) if output.occlusion_rate is None else output.occlusion_rate[chosen].tolist()
+    return [MaskPair(*pair) for pair in zip(visible, amodal, rates, strict=True)]
+
+
+def answer_starts(tokens: TokenizedConversation) -> list[int]:
+    """Position of each answer's first token. Answers never touch: a question stands between them."""
+    mask = tokens.target_mask
+    return [at for at, supervised in enumerate(mask) if supervised and not (at and mask[at - 1])]
+
+
+def _supervised_turns(tokens: TokenizedConversation) -> Iterator[TurnKey]:
+    """Conversation and turn of each supervised token, in order."""
+    starts = answer_starts(tokens)
+    return ((tokens.id, bisect_right(starts, at) - 1) for at, supervised in enumerate(tokens.target_mask) if supervised)
