@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,10 @@ from transformers import (
     SamModel,
 )
 
+from aura.data.conversations import TokenizedConversation
+from aura.data.processor import ProcessedSample, SegTarget
 from aura.model import AuraConfig, AuraModel
+from aura.types import ImageGeometry, SegRecord
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
 CORPUS = [
@@ -120,18 +125,77 @@ def tiny_config(tiny_llava_config: LlavaConfig, tiny_sam_config: SamConfig) -> A
 
 
 @pytest.fixture
-def tiny_model(tiny_config: AuraConfig) -> AuraModel:
-    """A random AURA whose zero-initialised layers (LoRA B, E_OC, E_SO) are random too, so that tests see them."""
-    return randomise(AuraModel(tiny_config)).eval()
+def make_model(tiny_config: AuraConfig) -> Callable[..., AuraModel]:
+    """``make_model(seg_state="at")``: a random AURA; what training starts from zero (LoRA's B, ...) is random too."""
+
+    def make(**changes: Any) -> AuraModel:
+        config = copy.deepcopy(tiny_config)
+        for name, value in changes.items():
+            assert hasattr(config, name), name
+            setattr(config, name, value)
+        model = AuraModel(config).eval()
+        with torch.no_grad():
+            for _, parameter in model.trainable_parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.1)
+        return model
+
+    return make
 
 
-def randomise(model: AuraModel) -> AuraModel:
-    """Random values where training would start from zero."""
-    with torch.no_grad():
-        for _, parameter in model.trainable_parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
-    return model
+@pytest.fixture
+def tiny_model(make_model: Callable[..., AuraModel]) -> AuraModel:
+    return make_model()
+
+
+@pytest.fixture
+def make_sample() -> Callable[..., ProcessedSample]:
+    """``make_sample([[20, 4], [5]], seg=2)``: an image with random pixels and one conversation per list.
+
+    Each number is the length of a turn's answer, before it 5 tokens of question; each answer holds ``seg`` ``[SEG]``.
+    """
+
+    def make(conversations: list[list[int]], *, image_id: int = 0, seg: int = 1) -> ProcessedSample:
+        prefix = [1, 10, 11, 4, 4, 4, 4, 12]
+        generator = torch.Generator().manual_seed(image_id)
+        tokenized, targets = [], []
+        for number, answers in enumerate(conversations):
+            ids, supervised, seg_positions, seg_turns = list(prefix), [False] * len(prefix), [], []
+            for turn, length in enumerate(answers):
+                ids += torch.randint(20, 320, (5,), generator=generator).tolist()
+                answer = torch.randint(20, 320, (length,), generator=generator).tolist()
+                places = [length * (k + 1) // (seg + 1) for k in range(seg)]
+                for index, place in enumerate(places):
+                    answer[place] = 321
+                    seg_positions.append(len(ids) + place)
+                    seg_turns.append((turn, index))
+                supervised += [False] * 5 + [True] * (length + 1)
+                ids += [*answer, 2]
+            tokenized.append(TokenizedConversation(100 * image_id + number, ids, supervised, seg_positions, seg_turns))
+            targets.append(
+                tuple(
+                    SegTarget(
+                        SegRecord(image_id, number, *at, annotation_id=k % 2), row=k % 2, occlusion_rate=0.3 * (k % 2)
+                    )
+                    for k, at in enumerate(seg_turns)
+                )
+            )
+        amodal = torch.zeros(2, 40, 60, dtype=torch.bool)
+        amodal[0, 5:25, 5:30], amodal[1, 10:35, 20:55] = True, True
+        visible = amodal.clone()
+        visible[1, :, 20:30] = False
+        return ProcessedSample(
+            image_id=image_id,
+            geometry=ImageGeometry((40, 60), (43, 64), 64),
+            conversations=tuple(tokenized),
+            targets=tuple(targets),
+            visible_masks=visible,
+            amodal_masks=amodal,
+            sam_pixels=torch.randn(3, 64, 64, generator=generator),
+            clip_pixels=torch.randn(3, 28, 28, generator=generator),
+        )
+
+    return make
 
 
 @pytest.fixture

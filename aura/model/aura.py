@@ -59,7 +59,7 @@ class AuraModel(PreTrainedModel):
     ]
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # Blank masks are what half-precision or quantised mask decoding is known for.
-    _keep_in_fp32_modules = [  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012 (the plain list is for fp16 only)
         "image_encoder",
         "prompt_encoder",
         "visible_decoder",
@@ -128,19 +128,9 @@ class AuraModel(PreTrainedModel):
         ).flatten(0, 1)  # [B * L, H]
         text_logits = self.mllm.lm_head(hidden[batch.target_index])  # [M, V]
 
-        seg_index = batch.seg_index - (self.config.seg_state == "before")
-        seg_image, count = batch.seg_image, len(seg_index)
-        if count == 0:
-            # A stand-in object: modules that run on one rank only would stop ZeRO and DDP.
-            seg_index, seg_image = seg_index.new_zeros(1), seg_image.new_zeros(1)
-        masks, quality = self._decode(hidden[seg_index], sam_embeddings, seg_image)
-        unused = [quality]
-        if count == 0:
-            unused += [value for value in vars(masks).values() if value is not None]
-            masks = MaskOutput(**{k: None if v is None else v[:0] for k, v in vars(masks).items()})
-        return AuraOutput(
-            **vars(masks), text_logits=text_logits, unused=sum(0.0 * value.float().mean() for value in unused)
-        )
+        seg_index = batch.seg_index - int(self.config.seg_state == "before")
+        masks, unused = self._decode(hidden[seg_index], sam_embeddings, batch.seg_image)
+        return AuraOutput(**vars(masks), text_logits=text_logits, unused=unused)
 
     def decode_masks(
         self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor
@@ -157,7 +147,11 @@ class AuraModel(PreTrainedModel):
     def _decode(
         self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor
     ) -> tuple[MaskOutput, torch.Tensor]:
-        """The masks, and the sum of the decoders' own quality estimates [N]: LISA trains that head without a loss."""
+        """The masks, and a zero that holds on to whatever was computed and is not in them."""
+        count = len(seg_hidden)
+        if count == 0:
+            # A stand-in object: modules that run on one rank only would stop ZeRO and DDP.
+            seg_hidden, seg_image = seg_hidden.new_zeros(1, seg_hidden.shape[1]), seg_image.new_zeros(1)
         refined = self.prompt_encoder(seg_hidden)  # e_r [N, C]
         images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()
         images = images[seg_image.to(refined.device)]  # [N, C, g, g]
@@ -172,7 +166,14 @@ class AuraModel(PreTrainedModel):
         spatial = None
         if self.spatial_occlusion is not None:
             spatial = self.spatial_occlusion(visible, amodal)  # [N, 3, h, w]
-        return MaskOutput(visible, amodal, rate, spatial), visible_quality + amodal_quality
+
+        masks = MaskOutput(visible, amodal, rate, spatial)
+        # SAM's quality head is trainable, as in LISA, but no loss asks for it.
+        idle = [visible_quality, amodal_quality]
+        if count == 0:
+            idle += [value for value in vars(masks).values() if value is not None]
+            masks = MaskOutput(**{name: None if v is None else v[:0] for name, v in vars(masks).items()})
+        return masks, sum(0.0 * value.float().mean() for value in idle)
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
