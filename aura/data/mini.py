@@ -1,420 +1,58 @@
-"""Composed scenes with exact amodal truth: cut-outs with alpha, laid over a photograph from back to front.
+"""The bundled mini benchmark: endless scenes of each split, and its files in COCOA-cls format.
 
-An object's amodal mask is where its alpha is over one half, inside the image; its visible mask is the amodal mask minus
-everything in front of it. Occluders are *placed*, so that occlusion rates cover the whole range from 0 to 0.9.
+``write_mini`` writes
 
-Shapes: H W pixels of the scene, h w pixels of a cut-out.
+    OUT/images/{train,val,test}/mini_{split}_{index:06d}.jpg
+    OUT/annotations/mini_{split}_cocoa_cls.json          ``file_name`` is relative to OUT/images/{split}
+    OUT/mini.json                                        how it was made; written last, so its presence means complete
+
+and nothing after it knows that the images were composed (external format section 6.1).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-DEFAULT_ASSETS = Path(__file__).resolve().parents[2] / "data" / "mini_assets"
+from aura.data.pictures import DEFAULT_ASSETS, load_backgrounds, load_cutouts, split_backgrounds
+from aura.data.scenes import Background, Cutout, Scene, SceneObject, compose_scene
+from aura.files import write_json
+from aura.masks import encode_rle, mask_area, mask_to_bbox
+
+__all__ = [
+    "DEFAULT_ASSETS",
+    "SPLITS",
+    "Background",
+    "Cutout",
+    "MiniSummary",
+    "Scene",
+    "SceneObject",
+    "compose_scene",
+    "load_backgrounds",
+    "load_cutouts",
+    "scene_rng",
+    "scene_stream",
+    "split_backgrounds",
+    "write_mini",
+]
+
 SPLITS = ("train", "val", "test", "pretrain")
+WRITTEN_SPLITS = SPLITS[:3]
 
-ASPECTS = ((1, 1), (4, 3), (3, 4))
-NUM_OBJECTS = (3, 7)
-OBJECT_SIDE = (0.24, 0.60)  # longest side of an object, as a fraction of the scene's mean side
-OCCLUDER_SHARE = 0.55  # of the objects are put over one that nothing hides yet
-MAX_ROTATION = 20.0  # degrees
-MAX_OCCLUSION = 0.9
-MIN_INSIDE = 0.6  # fraction of an object that lies inside the image
-MIN_VISIBLE_AREA = 60 / 192**2  # fraction of size x size
-NOT_MIRRORED = frozenset({"clock"})
-PICTURE_SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-
-UInt8 = NDArray[np.uint8]
-BoolMask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Cutout:
-    """A whole object with alpha: ``rgba`` uint8 [h, w, 4]."""
-
-    category: str
-    name: str
-    rgba: UInt8
-
-    @cached_property
-    def pyramid(self) -> tuple[UInt8, ...]:
-        """The picture with premultiplied alpha at full, half, quarter, ... size, so that shrinking does not alias."""
-        alpha = self.rgba[..., 3:].astype(np.float32) / 255
-        level = np.concatenate([self.rgba[..., :3] * alpha + 0.5, self.rgba[..., 3:]], axis=-1).astype(np.uint8)
-        levels = [level]
-        while min(level.shape[:2]) >= 16:
-            half = (max(1, level.shape[1] // 2), max(1, level.shape[0] // 2))
-            level = cv2.resize(level, half, interpolation=cv2.INTER_AREA)
-            levels.append(level)
-        return tuple(levels)
-
-    @cached_property
-    def fill(self) -> float:
-        """Opaque fraction of the square over the longest side."""
-        return float(np.count_nonzero(self.rgba[..., 3] >= 128) / max(self.rgba.shape[:2]) ** 2)
-
-
-@dataclass(frozen=True)
-class Background:
-    """A photograph, ``image`` uint8 [h, w, 3]. Pictures cut from one photograph share ``photo`` and so their split."""
-
-    name: str
-    photo: str
-    image: UInt8
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """An object of a scene; both masks are bool [H, W], the visible one lies within the amodal one."""
-
-    category: str
-    amodal: BoolMask
-    visible: BoolMask
-
-    @property
-    def occlusion_rate(self) -> float:
-        """Hidden fraction of the amodal area, in [0, 1]."""
-        return 1.0 - np.count_nonzero(self.visible) / np.count_nonzero(self.amodal)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An ``image`` uint8 RGB [H, W, 3] and its objects from back to front; ``background`` is the photograph's name."""
-
-    image: UInt8
-    objects: tuple[SceneObject, ...]
-    background: str
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def load_cutouts(directory: str | Path | None = None) -> list[Cutout]:
-    """Read cut-outs laid out as ``category/name.png`` or ``name.png`` (the name is the category), sorted by path.
-
-    Without ``directory``, the committed ones. A cut-out is cropped to its visible part.
-
-    Raises:
-        ValueError: The folder is missing or empty, or a picture cannot be read or has no transparent background.
-    """
-    root = _existing(directory, DEFAULT_ASSETS / "cutouts", "cut-outs")
-    cutouts = []
-    for path in _pictures(root, "cut-outs: RGBA pictures as category/name.png or name.png"):
-        picture = _open(path)
-        if "A" not in picture.getbands() and "transparency" not in picture.info:
-            raise ValueError(f"{path}: this picture has no alpha channel; a cut-out needs a transparent background")
-        rgba = np.asarray(picture.convert("RGBA"))
-        opaque = rgba[..., 3] >= 128
-        if not opaque.any():
-            raise ValueError(f"{path}: nothing in this picture is opaque")
-        if opaque.all():
-            raise ValueError(f"{path}: opaque everywhere; a cut-out needs a transparent background")
-        rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
-        rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        parts = path.relative_to(root).with_suffix("").parts
-        cutouts.append(Cutout(parts[0].replace("_", " "), parts[-1], np.ascontiguousarray(rgba)))
-    return cutouts
-
-
-def load_backgrounds(directory: str | Path | None = None) -> list[Background]:
-    """Read photographs, sorted by path. ``NAME__2.jpg`` is another picture of the photograph ``NAME``.
-
-    Without ``directory``, the committed ones.
-
-    Raises:
-        ValueError: The folder is missing or empty, or a picture cannot be read.
-    """
-    root = _existing(directory, DEFAULT_ASSETS / "backgrounds", "backgrounds")
-    backgrounds = []
-    for path in _pictures(root, "photographs"):
-        name = path.relative_to(root).with_suffix("").as_posix()
-        backgrounds.append(Background(name, name.split("__")[0], np.asarray(_open(path).convert("RGB"))))
-    return backgrounds
-
-
-def split_backgrounds(backgrounds: Sequence[Background]) -> dict[str, list[Background]]:
-    """Deal the photographs out to train, val and test, about 70/15/15 of them; ``pretrain`` uses those of ``train``.
-
-    The order is that of a hash of the photograph's name, so it does not depend on the folder's order.
-
-    Raises:
-        ValueError: Fewer than three photographs, so that the splits cannot all have their own.
-    """
-    photos = sorted({b.photo for b in backgrounds}, key=lambda photo: hashlib.sha256(photo.encode()).digest())
-    if len(photos) < 3:
-        raise ValueError(f"three splits without a shared background need at least 3 photographs, found {len(photos)}")
-    held_out = max(1, round(0.15 * len(photos)))
-    split_of = dict.fromkeys(photos, "train")
-    split_of.update(dict.fromkeys(photos[:held_out], "val"))
-    split_of.update(dict.fromkeys(photos[held_out : 2 * held_out], "test"))
-    splits: dict[str, list[Background]] = {"train": [], "val": [], "test": []}
-    for background in backgrounds:
-        splits[split_of[background.photo]].append(background)
-    splits["pretrain"] = splits["train"]
-    return splits
-
-
-def _existing(directory: str | Path | None, default: Path, what: str) -> Path:
-    root = default if directory is None else Path(directory)
-    if not root.is_dir():
-        hint = "; the bundled pictures come with a checkout of the repository: name a folder" if not directory else ""
-        raise ValueError(f"{root}: no such folder of {what}{hint}")
-    return root
-
-
-def _pictures(root: Path, wanted: str) -> list[Path]:
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-    if not paths:
-        raise ValueError(f"{root}: no pictures here; this folder should hold {wanted}")
-    return paths
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable picture ({error})") from error
-    return picture
-
-
-# --- composition ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Canvas:
-    """A scene in the making: ``pixels`` float32 [H, W, 3], ``front`` [H, W] the number of the front object or 0."""
-
-    pixels: NDArray[np.float32]
-    front: NDArray[np.uint8]
-    amodal: list[BoolMask]
-    amodal_area: list[int]
-    visible_area: list[int]
-    min_visible: float
-
-    def window(self, shape: tuple[int, int], x: int, y: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where a patch [h, w] with its corner at x, y meets the image: slices of the image, slices of the patch."""
-        height, width = self.front.shape
-        top, left = max(y, 0), max(x, 0)
-        bottom, right = max(min(y + shape[0], height), top), max(min(x + shape[1], width), left)
-        return np.s_[top:bottom, left:right], np.s_[top - y : bottom - y, left - x : right - x]
-
-    def rates_after(self, mask: BoolMask, x: int, y: int) -> list[float] | None:
-        """Occlusion rates of the objects so far if ``mask`` were put at x, y; ``None`` if that breaks a limit."""
-        here, part = self.window(mask.shape, x, y)
-        inside = mask[part]
-        area = np.count_nonzero(inside)
-        if area < max(MIN_INSIDE * np.count_nonzero(mask), self.min_visible):
-            return None
-        lost = np.bincount(self.front[here][inside], minlength=len(self.amodal) + 1)
-        rates = []
-        for index, (whole, seen) in enumerate(zip(self.amodal_area, self.visible_area, strict=True), 1):
-            left = seen - int(lost[index])
-            rate = 1 - left / whole
-            if lost[index] and (rate > MAX_OCCLUSION or left < self.min_visible):
-                return None
-            rates.append(rate)
-        return rates
-
-    def blend(self, colour: NDArray[np.float32] | float, alpha: NDArray[np.float32], x: int, y: int) -> None:
-        """Lay a premultiplied colour [h, w, 3] with alpha [h, w, 1] over the pixels."""
-        here, part = self.window(alpha.shape[:2], x, y)
-        self.pixels[here] *= 1 - alpha[part]
-        if not isinstance(colour, float):
-            self.pixels[here] += colour[part]
-
-    def add(self, mask: BoolMask, x: int, y: int) -> None:
-        """Record ``mask`` [h, w] at x, y as the new front object."""
-        here, part = self.window(mask.shape, x, y)
-        inside = mask[part]
-        lost = np.bincount(self.front[here][inside], minlength=len(self.amodal) + 1)
-        self.visible_area = [seen - int(gone) for seen, gone in zip(self.visible_area, lost[1:], strict=True)]
-        amodal = np.zeros(self.front.shape, bool)
-        amodal[here] = inside
-        self.amodal.append(amodal)
-        self.front[here][inside] = len(self.amodal)
-        self.amodal_area.append(int(np.count_nonzero(inside)))
-        self.visible_area.append(self.amodal_area[-1])
-
-
-def compose_scene(
-    cutouts: Sequence[Cutout], backgrounds: Sequence[Background], *, size: int, rng: np.random.Generator
-) -> Scene:
-    """Compose one scene. All randomness comes from ``rng``: the same state gives the same scene.
-
-    Args:
-        cutouts: What to place; at most two objects of one category come into a scene, seldom more than one.
-        backgrounds: Photographs to choose from.
-        size: Longest side of the scene in pixels; the aspect ratio is 1:1, 4:3 or 3:4.
-        rng: The source of randomness.
-    """
-    if not cutouts or not backgrounds:
-        raise ValueError("a scene needs at least one cut-out and one background")
-    across, down = ASPECTS[rng.integers(len(ASPECTS))]
-    width, height = size * across // max(across, down), size * down // max(across, down)
-    background = backgrounds[int(rng.integers(len(backgrounds)))]
-    canvas = _Canvas(
-        pixels=_background_crop(background.image, height, width, rng),
-        front=np.zeros((height, width), np.uint8),
-        amodal=[],
-        amodal_area=[],
-        visible_area=[],
-        min_visible=MIN_VISIBLE_AREA * size * size,
-    )
-    with_shadows = rng.random() < 0.5
-    chosen = _choose(cutouts, rng)
-    categories = [cutout.category for cutout in chosen if _place(canvas, cutout, len(chosen), with_shadows, rng)]
-    objects = tuple(
-        SceneObject(category, amodal, canvas.front == index)
-        for index, (category, amodal) in enumerate(zip(categories, canvas.amodal, strict=True), 1)
-    )
-    return Scene(np.clip(canvas.pixels + 0.5, 0, 255).astype(np.uint8), objects, background.name)
-
-
-def _background_crop(image: UInt8, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A random window of the photograph with the scene's aspect ratio, scaled to [height, width, 3], float32."""
-    full_height, full_width = image.shape[:2]
-    zoom = rng.uniform(0.65, 1.0) * min(full_height / height, full_width / width)
-    crop_height, crop_width = max(1, int(zoom * height)), max(1, int(zoom * width))
-    top = rng.integers(full_height - crop_height + 1)
-    left = rng.integers(full_width - crop_width + 1)
-    crop = image[top : top + crop_height, left : left + crop_width]
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    interpolation = cv2.INTER_AREA if zoom > 1 else cv2.INTER_LINEAR
-    scaled = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=interpolation)
-    pixels: NDArray[np.float32] = np.minimum(scaled.astype(np.float32) * np.float32(rng.uniform(0.75, 1.15)), 255)
-    return pixels
-
-
-def _choose(cutouts: Sequence[Cutout], rng: np.random.Generator) -> list[Cutout]:
-    """3 to 7 cut-outs from back to front; in one scene of ten two of them share a category."""
-    by_category: dict[str, list[Cutout]] = {}
-    for cutout in cutouts:
-        by_category.setdefault(cutout.category, []).append(cutout)
-    names = list(by_category)
-    wanted = int(rng.integers(NUM_OBJECTS[0], NUM_OBJECTS[1] + 1))
-    picked = [names[i] for i in rng.permutation(len(names))[:wanted]]
-    missing = min(wanted - len(picked), len(picked))
-    if missing:
-        picked += picked[:missing]
-    elif rng.random() < 0.1:
-        picked[-1] = picked[0]
-        picked = [picked[i] for i in rng.permutation(len(picked))]
-    return [by_category[name][rng.integers(len(by_category[name]))] for name in picked]
-
-
-def _place(canvas: _Canvas, cutout: Cutout, num_objects: int, with_shadows: bool, rng: np.random.Generator) -> bool:
-    """Put a cut-out in front of everything so far, half the time over a chosen object; False if no place was found."""
-    side = float(np.sqrt(canvas.front.size))
-    largest = OBJECT_SIDE[1] - 0.03 * (num_objects - NUM_OBJECTS[0])
-    for _ in range(6):
-        longest = rng.uniform(OBJECT_SIDE[0], largest) * side
-        unhidden = [i for i, (a, v) in enumerate(zip(canvas.amodal_area, canvas.visible_area, strict=True)) if a == v]
-        target, rate = -1, 0.0
-        if unhidden and rng.random() < OCCLUDER_SHARE:
-            target, rate = unhidden[rng.integers(len(unhidden))], rng.uniform(0.03, MAX_OCCLUSION)
-            # an occluder must be large enough to hide that much
-            needed = np.sqrt(1.25 * rate * canvas.amodal_area[target] / max(cutout.fill, 0.05))
-            longest = min(max(longest, needed), OBJECT_SIDE[1] * side)
-        patch = _render(cutout, longest, rng)
-        mask = patch[..., 3] >= 128
-        if target >= 0:
-            spot = _spot_over(canvas, mask, target, rate, rng)
-        else:
-            spot = _free_spot(canvas, mask, rng)
-        if spot is None:
-            continue
-        _paint(canvas, patch, *spot, with_shadows, rng)
-        canvas.add(mask, *spot)
-        return True
-    return False
-
-
-def _render(cutout: Cutout, longest: float, rng: np.random.Generator) -> UInt8:
-    """The cut-out mirrored, rotated and scaled (longest side ``longest`` before rotation), premultiplied: [h, w, 4]."""
-    mirrored = cutout.category not in NOT_MIRRORED and rng.random() < 0.5
-    angle = np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
-    level = cutout.pyramid[0]
-    for smaller in cutout.pyramid[1:]:
-        if max(smaller.shape[:2]) < longest:
-            break
-        level = smaller
-    height, width = level.shape[:2]
-    scale = longest / max(height, width)
-    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    out_width = int(np.ceil(abs(cos) * width + abs(sin) * height)) + 2
-    out_height = int(np.ceil(abs(sin) * width + abs(cos) * height)) + 2
-    matrix = np.array([[-cos if mirrored else cos, sin, 0.0], [sin if mirrored else -sin, cos, 0.0]])
-    matrix[:, 2] = np.array([out_width, out_height]) / 2 - matrix[:, :2] @ np.array([width, height]) / 2
-    return cv2.warpAffine(level, matrix, (out_width, out_height), flags=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-
-
-def _spot_over(
-    canvas: _Canvas, mask: BoolMask, target: int, rate: float, rng: np.random.Generator
-) -> tuple[int, int] | None:
-    """The corner x, y at which ``mask`` hides about ``rate`` of object ``target``, sliding in from a few directions."""
-    rows, columns = np.nonzero(canvas.amodal[target])
-    centre = np.array([columns.mean(), rows.mean()])
-    extent = 0.5 * np.array([np.ptp(columns) + mask.shape[1], np.ptp(rows) + mask.shape[0]])
-    corner = np.array([mask.shape[1], mask.shape[0]]) / 2
-    best, best_error = None, 0.25
-    for direction in rng.uniform(0, 2 * np.pi, 5):
-        step = extent * np.array([np.cos(direction), np.sin(direction)])
-        for distance in np.linspace(0.0, 1.0, 13):
-            x, y = (int(v) for v in np.round(centre + distance * step - corner))
-            rates = canvas.rates_after(mask, x, y)
-            if rates is None or rates[target] == 0:
-                continue
-            error = abs(rates[target] - rate)
-            if error < best_error:
-                best, best_error = (x, y), error
-        if best_error < 0.05:
-            break
-    return best
-
-
-def _free_spot(canvas: _Canvas, mask: BoolMask, rng: np.random.Generator) -> tuple[int, int] | None:
-    """A corner x, y at which ``mask`` hides nothing new, or else as little as can be found; one in four may be cut."""
-    height, width = canvas.front.shape
-    cut = 0.35 if rng.random() < 0.25 else 0.0
-    best, least = None, canvas.front.size + 1
-    for across, down in rng.uniform(-cut, 1 + cut, (24, 2)):
-        x, y = int(across * (width - mask.shape[1])), int(down * (height - mask.shape[0]))
-        rates = canvas.rates_after(mask, x, y)
-        if rates is None:
-            continue
-        here, part = canvas.window(mask.shape, x, y)
-        hidden = int(np.count_nonzero(canvas.front[here][mask[part]]))
-        if hidden < least:
-            best, least = (x, y), hidden
-        if hidden == 0:
-            break
-    return best
-
-
-def _paint(canvas: _Canvas, patch: UInt8, x: int, y: int, with_shadow: bool, rng: np.random.Generator) -> None:
-    """Lay the patch over the pixels with a slight change of colour, over its own soft shadow if wanted."""
-    alpha = patch[..., 3:].astype(np.float32) / 255
-    colour = patch[..., :3].astype(np.float32) * rng.uniform(0.85, 1.1, 3).astype(np.float32)
-    colour = np.minimum(colour, 255 * alpha)  # premultiplied colours never exceed their alpha
-    if with_shadow:
-        blur = max(1.0, 0.03 * max(alpha.shape))
-        margin = int(3 * blur)
-        padded = cv2.copyMakeBorder(alpha, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
-        shadow = np.float32(0.4) * cv2.GaussianBlur(padded, (0, 0), blur)[..., None].astype(np.float32)
-        offset = int(np.ceil(blur))
-        canvas.blend(0.0, shadow, x - margin + offset, y - margin + offset)
-    canvas.blend(colour, alpha, x, y)
+JPEG_QUALITY = 92
+IMAGES_PER_SPLIT = 1_000_000
+OBJECTS_PER_IMAGE = 10
 
 
 def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
@@ -437,3 +75,251 @@ def scene_stream(
     while True:
         yield compose_scene(cutouts, own, size=size, rng=scene_rng(seed, split, index))
         index += 1
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MiniSummary:
+    """What a split holds: numbers of images and objects, and each object's occlusion rate."""
+
+    split: str
+    num_images: int = 0
+    occlusion_rates: list[float] = field(default_factory=list)
+
+    @property
+    def num_objects(self) -> int:
+        return len(self.occlusion_rates)
+
+    def histogram(self) -> list[int]:
+        """Objects that nothing hides, then those with rates in (0, 0.1], (0.1, 0.2], ... (0.8, 0.9]."""
+        buckets = [0] * 10
+        for rate in self.occlusion_rates:
+            buckets[int(np.ceil(round(rate * 10, 9)))] += 1
+        return buckets
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """All that a worker process needs to make any scene."""
+
+    out: Path
+    cutouts: Sequence[Cutout]
+    backgrounds: Mapping[str, Sequence[Background]]
+    category_ids: Mapping[str, int]
+    size: int
+    seed: int
+
+
+def write_mini(
+    out: str | Path,
+    cutouts: Sequence[Cutout],
+    backgrounds: Sequence[Background],
+    *,
+    num_images: Mapping[str, int],
+    size: int = 192,
+    seed: int = 0,
+    num_workers: int = 2,
+    force: bool = False,
+    on_image: Callable[[], object] | None = None,
+) -> list[MiniSummary] | None:
+    """Write the benchmark below ``out``; the same arguments give the same bytes, whatever ``num_workers`` is.
+
+    Args:
+        out: Folder to write to; files of an earlier, other run are replaced.
+        cutouts: The objects (:func:`load_cutouts`).
+        backgrounds: The photographs (:func:`load_backgrounds`), dealt out so that no two splits share one.
+        num_images: Scenes of ``train``, ``val`` and ``test``.
+        size: Longest side of the images in pixels, at least 64.
+        seed: Every scene's randomness follows from the seed, its split and its number.
+        num_workers: Processes; 1 stays in this one.
+        force: Write again even though ``out`` is complete.
+        on_image: Called after every image, for a progress bar.
+
+    Returns:
+        A summary per split, or ``None`` if ``out`` already holds exactly this.
+
+    Raises:
+        ValueError: Too few photographs, an unknown split, a size or number out of range.
+    """
+    out = Path(out)
+    for split, number in num_images.items():
+        if split not in WRITTEN_SPLITS:
+            raise ValueError(f"no such split: {split!r}; the splits are {', '.join(WRITTEN_SPLITS)}")
+        if not 1 <= number <= IMAGES_PER_SPLIT:
+            raise ValueError(f"{split}: {number} images; this must be at least 1 and at most {IMAGES_PER_SPLIT}")
+    if size < 64:
+        raise ValueError(f"size {size}: objects in scenes below 64 pixels are too small to tell apart")
+    recipe_file = {
+        "num_images": dict(num_images),
+        "size": size,
+        "seed": seed,
+        "cutouts": _digest((f"{c.category}/{c.name}", c.rgba) for c in cutouts),
+        "backgrounds": _digest((b.name, b.image) for b in backgrounds),
+    }
+    if not force and _is_complete(out, recipe_file):
+        return None
+    categories = _categories(cutouts)
+    ids = {category["name"]: category["id"] for category in categories}
+    recipe = _Recipe(out, cutouts, split_backgrounds(backgrounds), ids, size, seed)
+    (out / "mini.json").unlink(missing_ok=True)
+    summaries = [
+        _write_split(recipe, split, number, categories, num_workers, on_image) for split, number in num_images.items()
+    ]
+    write_json(out / "mini.json", recipe_file, indent=1)
+    return summaries
+
+
+def _write_split(
+    recipe: _Recipe,
+    split: str,
+    number: int,
+    categories: list[dict[str, Any]],
+    num_workers: int,
+    on_image: Callable[[], object] | None,
+) -> MiniSummary:
+    """Write the images and the annotation file of one split."""
+    folder = recipe.out / "images" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image, of_image in _write_scenes(recipe, split, number, num_workers):
+        images.append(image)
+        annotations += of_image
+        if on_image:
+            on_image()
+    kept = {image["file_name"] for image in images}
+    for path in folder.glob(f"mini_{split}_*.jpg*"):
+        if path.name not in kept:
+            path.unlink()
+    document = {
+        "info": {"description": f"AURA mini benchmark, {split}", "version": "1.0", "year": 2026, "contributor": "AURA"},
+        "licenses": [{"id": 1, "name": "See data/mini_assets/ATTRIBUTION.md", "url": ""}],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    write_json(annotation_file(recipe.out, split), document)
+    return MiniSummary(split, len(images), [annotation["occlude_rate"] for annotation in annotations])
+
+
+def annotation_file(out: Path, split: str) -> Path:
+    """Where the annotations of a split lie."""
+    return out / "annotations" / f"mini_{split}_cocoa_cls.json"
+
+
+_recipe: _Recipe | None = None  # a worker process's own, so that the pictures travel to it once
+
+
+def _start_worker(recipe: _Recipe) -> None:
+    global _recipe
+    _recipe = recipe
+    cv2.setNumThreads(1)
+
+
+def _work(job: tuple[str, int]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    assert _recipe is not None, "a worker starts with _start_worker"
+    return _write_scene(_recipe, *job)
+
+
+def _write_scenes(
+    recipe: _Recipe, split: str, number: int, num_workers: int
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Write scenes 0 ... ``number`` - 1 and yield their records in that order."""
+    if num_workers <= 1 or number < 32:
+        for index in range(number):
+            yield _write_scene(recipe, split, index)
+        return
+    # spawned, not forked: the caller may hold threads
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(recipe,)) as pool:
+        yield from pool.map(_work, [(split, index) for index in range(number)], chunksize=16)
+
+
+def _write_scene(recipe: _Recipe, split: str, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Compose one scene, write its image, and return its image and annotation records (COCOA-cls)."""
+    scene = compose_scene(
+        recipe.cutouts, recipe.backgrounds[split], size=recipe.size, rng=scene_rng(recipe.seed, split, index)
+    )
+    file_name = f"mini_{split}_{index:06d}.jpg"
+    encoded = BytesIO()
+    Image.fromarray(scene.image).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    path = recipe.out / "images" / split / file_name
+    # not flushed to disk one by one, unlike aura.files: thousands of images would take minutes
+    partial = path.with_suffix(".jpg.partial")
+    partial.write_bytes(encoded.getvalue())
+    partial.replace(path)
+    image_id = SPLITS.index(split) * IMAGES_PER_SPLIT + index + 1
+    height, width = scene.image.shape[:2]
+    image = {
+        "license": 1,
+        "file_name": file_name,
+        "coco_url": "",
+        "height": height,
+        "width": width,
+        "date_captured": "2026-01-01 00:00:00",
+        "flickr_url": "",
+        "id": image_id,
+    }
+    annotations = [
+        _annotation(scene_object, image_id, image_id * OBJECTS_PER_IMAGE + number, recipe.category_ids)
+        for number, scene_object in enumerate(scene.objects)
+    ]
+    return image, annotations
+
+
+def _annotation(
+    scene_object: SceneObject, image_id: int, annotation_id: int, category_ids: Mapping[str, int]
+) -> dict[str, Any]:
+    amodal, visible = scene_object.amodal, scene_object.visible
+    invisible = amodal & ~visible
+    annotation: dict[str, Any] = {
+        "segmentation": encode_rle(amodal),
+        "area": mask_area(amodal),
+        "iscrowd": False,
+        "visible_mask": encode_rle(visible),
+        "image_id": image_id,
+        "bbox": mask_to_bbox(amodal),
+        "occlude_rate": mask_area(invisible) / mask_area(amodal),
+        "category_id": category_ids[scene_object.category],
+        "id": annotation_id,
+    }
+    if invisible.any():
+        annotation["invisible_mask"] = encode_rle(invisible)
+    return annotation
+
+
+def _categories(cutouts: Sequence[Cutout]) -> list[dict[str, Any]]:
+    """COCO ``categories``: the bundled ones' numbers if these are they, else 1, 2, ... by name."""
+    bundled_file = DEFAULT_ASSETS / "categories.json"
+    bundled = {c["name"]: c for c in json.loads(bundled_file.read_text())} if bundled_file.is_file() else {}
+    names = sorted({cutout.category for cutout in cutouts})
+    if all(name in bundled for name in names):
+        return sorted((bundled[name] for name in names), key=lambda category: int(category["id"]))
+    return [
+        {"supercategory": bundled.get(name, {}).get("supercategory", "object"), "id": index, "name": name}
+        for index, name in enumerate(names, 1)
+    ]
+
+
+def _digest(pictures: Iterable[tuple[str, np.ndarray]]) -> str:
+    """A fingerprint of named pictures, to tell whether a folder was made from these."""
+    sha = hashlib.sha256()
+    for name, pixels in pictures:
+        sha.update(f"{name} {pixels.shape}".encode())
+        sha.update(np.ascontiguousarray(pixels).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _is_complete(out: Path, recipe_file: Mapping[str, Any]) -> bool:
+    """Whether ``out`` holds all files of this recipe."""
+    try:
+        if json.loads((out / "mini.json").read_text()) != recipe_file:
+            return False
+    except (OSError, json.JSONDecodeError):
+        return False
+    return all(
+        annotation_file(out, split).is_file() and len(list((out / "images" / split).glob("*.jpg"))) == number
+        for split, number in recipe_file["num_images"].items()
+    )
