@@ -26,7 +26,8 @@ class Facts:
     ``x``, ``y`` [K] centres in [0, 1] of the image; ``rates`` [K]; ``areas`` [K] visible pixels;
     ``hidden_share`` [K, K]: which fraction of object a's invisible region shows object b, at [b, a];
     ``front`` [K]: for each object those that occlude it; ``back``: those it occludes; both ascending.
-    ``names`` [K] without article; ``loose``: objects of which there are several alike, counted from the left; they read best all together.
+    ``names`` [K] without article; ``loose``: objects of which there are several alike, counted
+    from the left; they read best all together.
     """
 
     ids: tuple[int, ...]

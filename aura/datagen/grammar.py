@@ -3,12 +3,12 @@
 Each kind of question has several forms, a question with its answer. The question decides the answer's wording, so that
 a small language model can learn to give exactly that answer. Slots:
 
-``{objects}`` the things asked for, each as "the banana [SEG]"; ``{focus}`` the one thing the question turns on, likewise;
-``{others}`` what hides the focus, or what it is compared with, likewise; ``{context}`` a thing named without ``[SEG]``;
-``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's
-verbs in a question and ``{do}`` in an answer, ``{other_phrase}`` and ``{other_do}`` those of a second one; ``{is}``,
-``{look}`` and ``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``;
-``{degree}`` how hidden the focus is; ``{side}``, ``{most}``: words of place.
+``{objects}`` the things asked for, each as "the banana [SEG]"; ``{focus}`` the one thing the question turns on, and
+``{others}`` what hides it or what it is compared with, likewise; ``{context}`` a thing named without ``[SEG]``;
+``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's verbs in a question
+and ``{do}`` in an answer, ``{other_phrase}`` and ``{other_do}`` those of a second one; ``{is}``, ``{look}`` and
+``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``; ``{degree}``
+how hidden the focus is; ``{side}`` and ``{most}`` words of place and size.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from functools import cache
 class Purpose:
     """What the categories share: a use ("sit on": what could I sit on) or an ability ("can bark": what can bark).
 
-    A use's phrase reads on with the thing's name: "sit on" the chair. ``situations`` are whole sentences that imply the purpose.
+    A use's phrase reads on with the thing's name: "sit on" the chair. ``situations`` are whole sentences that imply the
+    purpose.
     """
 
     phrase: str

@@ -71,7 +71,7 @@ class _Writer:
         self.kinds: dict[str, int] = {}
 
     def conversation(self, length: int, spare: bool = False) -> list[Turn]:
-        """Up to ``length`` turns, none if no idea is left; ``spare`` also takes plain and repeated ideas, in new words."""
+        """Up to ``length`` turns, none if no idea is left; ``spare`` takes plain and repeated ideas too."""
         pool = spare_ideas(self.facts) if spare else self.ideas
         first = self._next(pool, repeat=spare)
         if first is None:

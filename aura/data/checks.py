@@ -1,0 +1,279 @@
+"""Every invariant of an AmodalReasonSeg file, checked record by record: all problems, not just the first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from aura.data.occlusion import intersections, occluders
+from aura.data.reading import to_rle
+from aura.masks import rle_area, rle_bbox
+from aura.types import SEG_TOKEN, AmodalObject, Rle
+
+RATE_TOLERANCE = 1e-4
+BOX_TOLERANCE = 0.5
+
+
+class Problem(NamedTuple):
+    """What is wrong with which record ("annotation 12", "conversation 3, turn 0")."""
+
+    record: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.record}: {self.message}"
+
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+def problems(
+    document: Mapping[str, Any], *, images: Path | None = None, progress: Progress | None = None
+) -> list[Problem]:
+    """Everything wrong with a parsed file; empty if it is sound.
+
+    Args:
+        document: The file's JSON.
+        images: Folder of the pictures; they are opened and measured. ``None`` skips that.
+        progress: Told after each image.
+    """
+    return list(_Checker(document, images).run(progress))
+
+
+def shared_images(
+    first: Mapping[str, Any], second: Mapping[str, Any], folders: tuple[Path, Path] | None = None
+) -> list[Problem]:
+    """Images that two splits share: by id, by file name or, with the two ``folders``, by the pictures' bytes."""
+    found = []
+    ones, others = _image_records(first), _image_records(second)
+    for key, word in (("id", "id"), ("file_name", "file name")):
+        for value in sorted({r.get(key) for r in ones} & {r.get(key) for r in others}, key=str):
+            found.append(Problem(f"image {value}", f"both splits have an image of this {word}; keep it in one of them"))
+    if folders is not None:
+        known = {_digest(folders[0] / r["file_name"]): r for r in ones}
+        known.pop(None, None)
+        for record in others:
+            twin = known.get(_digest(folders[1] / record["file_name"]))
+            if twin is not None:
+                message = f"the picture equals image {twin.get('id')} of the other split; keep it in one of them"
+                found.append(Problem(f"image {record.get('id')}", message))
+    return found
+
+
+def _image_records(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    records = document.get("images")
+    if not isinstance(records, list):
+        return []
+    return [r for r in records if isinstance(r, dict) and isinstance(r.get("file_name"), str)]
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+class _Checker:
+    def __init__(self, document: Mapping[str, Any], folder: Path | None) -> None:
+        self.document = document
+        self.folder = folder
+        self.images: dict[int, dict[str, Any]] = {}
+        self.categories: dict[int, dict[str, Any]] = {}
+        self.annotations: dict[int, dict[str, Any]] = {}
+
+    def run(self, progress: Progress | None) -> Iterator[Problem]:
+        for key in ("info", "licenses"):
+            if key not in self.document:
+                yield Problem(f"'{key}'", "it is missing; COCO files have it, though it may be empty")
+        self.categories = yield from self._records("categories", "category")
+        self.images = yield from self._records("images", "image")
+        self.annotations = yield from self._records("annotations", "annotation")
+        conversations = yield from self._records("conversations", "conversation")
+        for number, category in self.categories.items():
+            if not _is_text(category.get("name")):
+                yield Problem(f"category {number}", "'name' must be a text")
+        of_image: dict[Any, list[int]] = defaultdict(list)
+        for number, annotation in self.annotations.items():
+            of_image[_key(annotation.get("image_id"))].append(number)
+            if _key(annotation.get("image_id")) not in self.images:
+                yield Problem(f"annotation {number}", f"image {annotation.get('image_id')!r} is not in 'images'")
+            if _key(annotation.get("category_id")) not in self.categories:
+                message = f"category {annotation.get('category_id')!r} is not in 'categories'"
+                yield Problem(f"annotation {number}", message)
+        names = Counter(str(image.get("file_name")) for image in self.images.values())
+        for done, (number, image) in enumerate(self.images.items(), start=1):
+            if names[str(image.get("file_name"))] > 1:
+                yield Problem(f"image {number}", f"the file name {image.get('file_name')!r} occurs twice")
+            yield from self._image(number, image, of_image[number])
+            if progress:
+                progress(done, len(self.images))
+        for number, conversation in conversations.items():
+            yield from self._conversation(number, conversation)
+
+    def _records(self, key: str, kind: str) -> Iterator[Problem]:
+        """The well-formed records of a list by id (returned), and a problem for each other one."""
+        records, found = self.document.get(key), {}
+        if not isinstance(records, list):
+            yield Problem(f"'{key}'", "it must be a list")
+            return found
+        for index, record in enumerate(records):
+            if not isinstance(record, dict) or not _is_integer(record.get("id")):
+                yield Problem(f"'{key}' item {index}", "it must be an object with a whole number as 'id'")
+            elif record["id"] in found:
+                yield Problem(f"{kind} {record['id']}", "the id occurs twice; only its first record is checked")
+            else:
+                found[record["id"]] = record
+        return found
+
+    def _image(self, number: int, image: Mapping[str, Any], annotations: list[int]) -> Iterator[Problem]:
+        where = f"image {number}"
+        if not _is_text(image.get("file_name")):
+            yield Problem(where, "'file_name' must be a text")
+        elif self.folder is not None:
+            yield from self._picture(where, image)
+        size = (image.get("height"), image.get("width"))
+        if not all(_is_integer(side) and side > 0 for side in size):
+            yield Problem(
+                where, f"'height' and 'width' must be positive whole numbers, got {size[0]!r} and {size[1]!r}"
+            )
+            return
+        objects = []
+        for annotation_id in annotations:
+            masks = yield from self._annotation(annotation_id, size)
+            if masks is not None:
+                objects.append(AmodalObject(annotation_id, "", *masks, 0.0))
+        for obj, expected in zip(objects, occluders(objects), strict=True):
+            stored = self.annotations[obj.id].get("occluded_by")
+            if not isinstance(stored, list) or set(map(str, stored)) != set(map(str, expected)):
+                message = f"'occluded_by' is {stored!r} but by the masks it is {list(expected)}"
+                yield Problem(f"annotation {obj.id}", message)
+
+    def _picture(self, where: str, image: Mapping[str, Any]) -> Iterator[Problem]:
+        path = self.folder / image["file_name"]
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                width, height = picture.size
+        except FileNotFoundError:
+            yield Problem(where, f"{path} does not exist; give the right folder with --images")
+            return
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            yield Problem(where, f"{path} cannot be decoded ({error})")
+            return
+        if (height, width) != (image.get("height"), image.get("width")):
+            stored = f"{image.get('height')} x {image.get('width')}"
+            yield Problem(where, f"{path} is {height} x {width} (height x width), the record says {stored}")
+
+    def _annotation(self, number: int, size: tuple[int, int]) -> Iterator[Problem]:
+        """Checks one annotation; returns its (visible, amodal) masks, or ``None`` where they cannot be used."""
+        where, annotation = f"annotation {number}", self.annotations[number]
+        masks: dict[str, Rle] = {}
+        for key in ("visible_mask", "segmentation", "invisible_mask"):
+            if key == "invisible_mask" and key not in annotation:
+                continue
+            try:
+                if not isinstance(annotation.get(key), dict):
+                    raise ValueError("it must be an RLE with 'size' and 'counts'")
+                masks[key] = to_rle(annotation[key], size)
+            except (ValueError, TypeError) as error:
+                yield Problem(where, f"'{key}': {error}")
+        if "visible_mask" not in masks or "segmentation" not in masks:
+            return None
+        visible, amodal = masks["visible_mask"], masks["segmentation"]
+        yield from _check_masks(where, visible, amodal, masks.get("invisible_mask"), "invisible_mask" in annotation)
+        yield from _check_figures(where, annotation, visible, amodal)
+        return visible, amodal
+
+    def _conversation(self, number: int, conversation: Mapping[str, Any]) -> Iterator[Problem]:
+        where = f"conversation {number}"
+        image_id = _key(conversation.get("image_id"))
+        if image_id not in self.images:
+            yield Problem(where, f"image {conversation.get('image_id')!r} is not in 'images'")
+        if not isinstance(conversation.get("provenance"), dict):
+            yield Problem(where, "'provenance' must be an object that says who wrote it")
+        turns = conversation.get("turns")
+        if not isinstance(turns, list) or not turns:
+            yield Problem(where, "'turns' must be a list of at least one turn")
+            return
+        for index, turn in enumerate(turns):
+            if isinstance(turn, dict):
+                yield from self._turn(f"{where}, turn {index}", turn, image_id)
+            else:
+                yield Problem(f"{where}, turn {index}", "it must be an object")
+
+    def _turn(self, where: str, turn: Mapping[str, Any], image_id: Any) -> Iterator[Problem]:
+        for key in ("question", "answer"):
+            if not _is_text(turn.get(key)):
+                yield Problem(where, f"'{key}' must be a text")
+        if SEG_TOKEN in str(turn.get("question")):
+            yield Problem(where, f"the question holds {SEG_TOKEN}; only answers mark objects")
+        objects = turn.get("objects")
+        if not isinstance(objects, list):
+            yield Problem(where, "'objects' must be a list of annotation ids")
+            return
+        marks = str(turn.get("answer")).count(SEG_TOKEN)
+        if marks != len(objects):
+            yield Problem(where, f"the answer has {marks} {SEG_TOKEN} but 'objects' lists {len(objects)}")
+        for annotation_id in objects:
+            annotation = self.annotations.get(_key(annotation_id))
+            if annotation is None:
+                yield Problem(where, f"annotation {annotation_id!r} does not exist")
+            elif _key(annotation.get("image_id")) != image_id:
+                yield Problem(where, f"annotation {annotation_id} belongs to image {annotation.get('image_id')!r}")
+
+
+def _check_masks(where: str, visible: Rle, amodal: Rle, invisible: Rle | None, given: bool) -> Iterator[Problem]:
+    area, seen = rle_area(amodal), rle_area(visible)
+    for key, pixels in (("segmentation", area), ("visible_mask", seen)):
+        if not pixels:
+            yield Problem(where, f"'{key}' is empty")
+    outside = seen - int(intersections([visible], [amodal])[0, 0])
+    if outside:
+        yield Problem(where, f"{outside} visible pixels lie outside the amodal mask")
+    elif invisible is not None:
+        hidden = rle_area(invisible)
+        common = int(intersections([invisible], [amodal])[0, 0] - intersections([invisible], [visible])[0, 0])
+        if hidden != area - seen or common != hidden:
+            yield Problem(
+                where, f"'invisible_mask' ({hidden} pixels) is not amodal minus visible ({area - seen} pixels)"
+            )
+    elif seen < area and not given:
+        yield Problem(where, f"'invisible_mask' is missing though {area - seen} pixels are hidden")
+
+
+def _check_figures(where: str, annotation: Mapping[str, Any], visible: Rle, amodal: Rle) -> Iterator[Problem]:
+    area, seen = rle_area(amodal), rle_area(visible)
+    rate = 1.0 - seen / area if area else 0.0
+    figures = (("occlude_rate", rate, RATE_TOLERANCE), ("area", area, BOX_TOLERANCE))
+    for key, expected, tolerance in figures:
+        value = annotation.get(key)
+        if not _is_number(value) or abs(value - expected) > tolerance:
+            yield Problem(where, f"'{key}' is {value!r} but by the masks it is {expected:.6g}")
+    for key, mask in (("bbox", amodal), ("visible_bbox", visible)):
+        box, expected_box = annotation.get(key), rle_bbox(mask)
+        valid = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+        if not valid or max(abs(a - b) for a, b in zip(box, expected_box, strict=True)) > BOX_TOLERANCE:
+            yield Problem(where, f"'{key}' is {box!r} but by the mask it is {expected_box} (x, y, width, height)")
+    if annotation.get("iscrowd", 0) not in (0, False):
+        yield Problem(where, "'iscrowd' must be 0: crowds have no amodal mask")
+
+
+def _key(value: Any) -> Any:
+    """A value that can be looked up: ids from damaged files may be lists."""
+    return value if _is_integer(value) else None
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
