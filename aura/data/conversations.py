@@ -75,6 +75,17 @@ class ConversationTokenizer:
             raise ValueError(f"the question makes {len(ids)} tokens, at most {self.max_length} fit; shorten it")
         return ids
 
+    def defuse(self, question: str) -> str:
+        """A user's question with every reserved token in it spelled apart (``[SEG]`` becomes ``[ SEG]``).
+
+        A question of a data set may not hold one (an error there); a person in a chat may ask about them. Characters
+        that are no valid text, as a terminal may send them, become question marks.
+        """
+        text = question.encode("utf-8", "replace").decode("utf-8")
+        while self._reserved.search(text):
+            text = self._reserved.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
+        return text
+
     def followup(self, question: str, closed: bool = True) -> list[int]:
         """Token ids between an answer and the next one: the next question, as the template puts it.
 
@@ -96,7 +107,7 @@ class ConversationTokenizer:
                 pieces.append([])
             elif token != self.eos_token_id:
                 pieces[-1].append(token)
-        text, *rest = (self.tokenizer.decode(p, skip_special_tokens=True).strip() for p in pieces)
+        text, *rest = (str(self.tokenizer.decode(p, skip_special_tokens=True)).strip() for p in pieces)
         for piece in rest:
             joint = "" if not piece or re.match(r"[.,;:!?)\]'’\"]", piece) else " "
             text += f"{' ' if text else ''}{SEG_TOKEN}{joint}{piece}"
@@ -124,8 +135,8 @@ class ConversationTokenizer:
         seg_positions = [t for t, token in enumerate(ids) if token == self.seg_token_id]
         seg_turns: list[tuple[int, int]] = []
         for position in seg_positions:
-            turn = turn_of[position]
-            seg_turns.append((turn, sum(1 for other, _ in seg_turns if other == turn)))
+            at = turn_of[position]
+            seg_turns.append((at, sum(other == at for other, _ in seg_turns)))
         expected = [(t, i) for t, turn in enumerate(conversation.turns) for i in range(len(turn.objects))]
         if seg_turns != expected:
             raise ValueError(

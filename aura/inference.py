@@ -1,0 +1,321 @@
+"""Ask AURA about an image: :class:`Assistant`, and the conversation behind it.
+
+Legend: n ``[SEG]`` of an answer, H W pixels of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Cache
+
+from aura.data.answers import AnswerText, object_names
+from aura.data.photos import open_photo
+from aura.data.processor import SETTINGS_FILE, Processor
+from aura.geometry import to_image
+from aura.masks import encode_rle, mask_area, mask_to_bbox
+from aura.model import AuraModel, Generation
+from aura.targets import occlusion_rate
+from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+ImageSource = str | Path | Image.Image | np.ndarray
+OnText = Callable[[str], None]
+
+
+class Assistant:
+    """A loaded AURA model that answers questions about images.
+
+    ::
+
+        assistant = Assistant.from_pretrained("runs/mini/export")
+        reply = assistant.ask("street.jpg", "What could I ride, and what is in the way?")
+        chat = assistant.conversation("street.jpg")
+        chat.ask("What could I ride?"), chat.ask("And what hides it?")
+
+    Args:
+        model: Put into evaluation mode.
+        processor: The one the model was trained with.
+        max_new_tokens: Longer answers are cut, and say so (``Reply.truncated``).
+
+    Raises:
+        ValueError: A model and a processor that disagree on ``[SEG]`` or on the image's tokens.
+    """
+
+    def __init__(self, model: AuraModel, processor: Processor, *, max_new_tokens: int = 256) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")
+        for name in ("seg_token_id", "eos_token_id", "image_token_id", "num_image_tokens"):
+            wanted, found = getattr(model.config, name), getattr(processor, name)
+            if wanted != found:
+                raise ValueError(
+                    f"the model's {name} is {wanted}, the processor's is {found}; they do not belong together"
+                )
+        self.model = model.eval()
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        *,
+        max_new_tokens: int = 256,
+    ) -> Assistant:
+        """Load an export folder, or the ``export`` of a run folder.
+
+        Args:
+            folder: What ``train_ds.py`` wrote: ``RUN/export``, or ``RUN`` itself.
+            device: Such as ``cuda:0``; by default the first GPU if there is one, else the CPU.
+            dtype: ``fp32``, ``bf16`` or ``fp16`` for the language model (SAM and the mask decoders always compute in
+                fp32); by default fp32 on a CPU, and on a GPU bf16 where it can, else fp16.
+            max_new_tokens: As for the class.
+
+        Raises:
+            ValueError: No export there, an incomplete one, or a device or dtype this machine does not have.
+        """
+        export = find_export(folder)
+        place = _device(device)
+        try:
+            model, info = AuraModel.from_pretrained(export, dtype=_dtype(dtype, place), output_loading_info=True)
+        except (OSError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{export} cannot be loaded ({reason}); export the run again") from error
+        if missing := sorted(info["missing_keys"]):
+            # Silently random parts are the commonest cause of blank masks.
+            raise ValueError(f"{export} lacks {len(missing)} weights, such as {missing[0]}; export the run again")
+        return cls(model.to(place), Processor.from_pretrained(export), max_new_tokens=max_new_tokens)
+
+    def ask(self, image: ImageSource, question: str, on_text: OnText | None = None) -> Reply:
+        """Answer one question about one image.
+
+        Args:
+            image: File, PIL image, or array (see :func:`aura.data.photos.open_photo`).
+            question: In the user's words.
+            on_text: Called with each new piece of the answer while it is written; the pieces joined are ``Reply.text``.
+
+        Raises:
+            ValueError: An image that cannot be read, or a question that is empty or too long.
+        """
+        return self.conversation(image).ask(question, on_text)
+
+    def conversation(self, image: ImageSource) -> ChatSession:
+        """A conversation of several rounds about one image, which is encoded here, once; errors as :meth:`ask`."""
+        inputs = self.processor.image(open_photo(image))
+        device = self.model.device
+        features = self.model.encode_images(
+            inputs.sam_pixels.unsqueeze(0).to(device), inputs.clip_pixels.unsqueeze(0).to(device)
+        )
+        return ChatSession(self.model, self.processor, features, inputs.geometry, inputs.pil, self.max_new_tokens)
+
+
+class ChatSession:
+    """The state of one conversation: the image's features, the tokens so far, and the key-value cache over them.
+
+    Args:
+        model: In evaluation mode.
+        processor: Writes prompts and reads answers.
+        features: The frozen encoders' outputs for the image (B = 1).
+        geometry: How the image lies in SAM's square.
+        image: RGB, upright; what the masks refer to.
+        max_new_tokens: Most tokens of one answer.
+    """
+
+    def __init__(
+        self,
+        model: AuraModel,
+        processor: Processor,
+        features: ImageFeatures,
+        geometry: ImageGeometry,
+        image: Image.Image | None = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.features, self.geometry, self.image = features, geometry, image
+        self.max_new_tokens = max_new_tokens
+        self.turns: list[tuple[str, Reply]] = []
+        self._ids: list[int] = []  # the whole conversation, without the </s> of its last answer
+        self._cache: Cache | None = None
+
+    def reset(self) -> None:
+        """Forget the questions and answers, keep the image."""
+        self.turns, self._ids, self._cache = [], [], None
+
+    def ask(self, question: str, on_text: OnText | None = None) -> Reply:
+        """Answer the next question; arguments and errors as :meth:`Assistant.ask`.
+
+        Whatever interrupts it (also Ctrl-C) leaves the conversation as it was before the question.
+        """
+        question = self.processor.defuse(question)
+        new = self.processor.followup(question, closed=False) if self._ids else self.processor.start_prompt(question)
+        ids = [*self._ids, *new]
+        # Tokens of the conversation that the model has not read yet: the question, and whatever ended the last answer.
+        seen = self._cache.get_seq_length() if self._cache is not None else 0
+        room = self._room_after(ids)
+        # The cache grows in place, and an interruption may leave its layers unequal: it counts again once all is done.
+        cache, self._cache = self._cache, None
+        generation, text = generate(
+            self.model,
+            self.processor,
+            ids[seen:],
+            self.features if seen == 0 else None,
+            past_key_values=cache,
+            max_new_tokens=min(self.max_new_tokens, room),
+            on_text=on_text,
+        )
+        reply = read_reply(self.model, generation, text, self.features.sam_embeddings, self.geometry)
+        self._cache = generation.past_key_values
+        answer = generation.token_ids
+        self._ids = ids + (answer if generation.truncated else answer[:-1])
+        self.turns.append((question, reply))
+        return reply
+
+    def _room_after(self, ids: list[int]) -> int:
+        limit = self.model.config.get_text_config().max_position_embeddings
+        if len(ids) >= limit:
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens with this question, and the model reads at most {limit}; "
+                "start a new one (/reset)"
+            )
+        return limit - len(ids)
+
+
+def generate(
+    model: AuraModel,
+    processor: Processor,
+    token_ids: list[int],
+    features: ImageFeatures | None,
+    *,
+    past_key_values: Cache | None = None,
+    max_new_tokens: int = 256,
+    on_text: OnText | None = None,
+) -> tuple[Generation, str]:
+    """Write one answer, and its text.
+
+    Args:
+        model: In evaluation mode.
+        processor: Whose tokenizer to use.
+        token_ids: What the cache does not hold yet, image placeholders expanded.
+        features: Those of the image (B = 1) when ``token_ids`` hold it, else ``None``.
+        past_key_values: Cache of the conversation so far, extended in place.
+        max_new_tokens: Most tokens of the answer.
+        on_text: Called with each new piece of text.
+    """
+    text = AnswerText(processor.tokenizer, processor.seg_token_id)
+
+    def on_token(token_id: int) -> None:
+        piece = text.push(token_id)
+        if piece and on_text is not None:
+            on_text(piece)
+
+    generation = model.generate_answer(
+        torch.tensor([token_ids], device=model.device),
+        clip_features=None if features is None else features.clip_features,
+        past_key_values=past_key_values,
+        max_new_tokens=max_new_tokens,
+        on_token=on_token,
+    )
+    return generation, text.text
+
+
+@torch.no_grad()
+def read_reply(
+    model: AuraModel, generation: Generation, text: str, sam_embeddings: torch.Tensor, geometry: ImageGeometry
+) -> Reply:
+    """Decode the masks of a generated answer.
+
+    Args:
+        model: In evaluation mode.
+        generation: The answer, with its n ``[SEG]`` states.
+        text: The answer's text, with n ``[SEG]`` marks.
+        sam_embeddings: SAM's features of the image (B = 1).
+        geometry: How the image lies in SAM's square.
+    """
+    names = object_names(text)
+    states = generation.seg_hidden
+    assert len(names) == len(states), f"{len(names)} {SEG_TOKEN} marks but {len(states)} states: {text!r}"
+    if not names:
+        return Reply(text, (), generation.truncated)
+    masks = model.decode_masks(states, sam_embeddings, torch.zeros(len(states), dtype=torch.long, device=states.device))
+    objects = []
+    for index, name in enumerate(names):
+        # One object at a time: at a photograph's size, the float maps of a long answer would fill the memory.
+        visible = (to_image(masks.visible_logits[index, None], geometry)[0] > 0).cpu().numpy()
+        amodal = (to_image(masks.amodal_logits[index, None], geometry)[0] > 0).cpu().numpy()
+        if masks.occlusion_rate is not None:
+            rate = float(masks.occlusion_rate[index])
+        else:
+            rate = float(occlusion_rate(visible & amodal, amodal))
+        objects.append(ReplyObject(name, visible, amodal, rate))
+    return Reply(text, tuple(objects), generation.truncated)
+
+
+def reply_record(reply: Reply) -> dict[str, Any]:
+    """A reply as JSON can hold it: masks as COCO RLE, boxes [x, y, width, height] and areas in pixels.
+
+    ``bbox`` and ``area`` are the amodal mask's, as in COCOA-cls.
+    """
+    return {
+        "text": reply.text,
+        "truncated": reply.truncated,
+        "objects": [
+            {
+                "name": obj.name,
+                "occlusion_rate": obj.occlusion_rate,
+                "visible": encode_rle(obj.visible),
+                "amodal": encode_rle(obj.amodal),
+                "visible_bbox": mask_to_bbox(obj.visible),
+                "bbox": mask_to_bbox(obj.amodal),
+                "visible_area": mask_area(obj.visible),
+                "area": mask_area(obj.amodal),
+            }
+            for obj in reply.objects
+        ],
+    }
+
+
+def find_export(folder: str | Path) -> Path:
+    """The export in ``folder``: itself, or its ``export``; ValueError says what is wrong."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"the checkpoint folder {folder} does not exist; give a run folder or its export")
+    for candidate in (folder, folder / "export"):
+        if (candidate / SETTINGS_FILE).is_file():
+            if not (candidate / "config.json").is_file():
+                raise ValueError(f"{candidate} has no config.json; export the run again")
+            return candidate
+    raise ValueError(
+        f"neither {folder} nor {folder / 'export'} is an AURA export ({SETTINGS_FILE} is missing); "
+        "give the folder of a finished run"
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None or dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
