@@ -174,6 +174,7 @@ class TrainSettings:
         best_metric: Dotted key of the report that chooses the best checkpoint (higher is better).
         resume: ``auto`` continues the newest checkpoint of the run folder, a path continues that one, ``none`` starts
             anew and refuses a run folder that has checkpoints.
+        overfit_one_batch: Take the first optimizer step's images again and again: a check that the model can learn.
         tensorboard: Write TensorBoard files beside the JSONL log.
     """
 
@@ -198,6 +199,7 @@ class TrainSettings:
     keep_last: int = 2
     best_metric: str = "amodal.giou_object"
     resume: str = "auto"
+    overfit_one_batch: bool = False
     tensorboard: bool = True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,48 @@
+"""Fills the feature cache before training, so that no step waits for a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from aura.data.feature_cache import FeatureCache
+from aura.data.processor import Processor
+from aura.model import AuraModel
+from aura.train.engine import Process, wait_for_all
+
+
+def open_cache(root: str | None, model: AuraModel, processor: Processor) -> FeatureCache | None:
+    """The cache for exactly these encoders and this preprocessing; ``None`` if ``root`` is."""
+    if root is None:
+        return None
+    return FeatureCache(root, model.encoder_fingerprint() + processor.image_fingerprint())
+
+
+def fill_cache(
+    cache: FeatureCache, paths: Sequence[Path], model: AuraModel, processor: Processor, process: Process
+) -> int:
+    """Encode the images that are not cached yet, each process its share; returns how many this one encoded.
+
+    Call it before DeepSpeed takes the model: ZeRO 3 would have to gather the encoders for every image.
+    """
+    batch = 8 if processor.sam_image_size <= 256 else 1  # at full size one image fills a small GPU
+    paths = sorted(set(paths))
+    mine = paths[process.rank :: process.world_size]
+    missing = [path for path in mine if not cache.path(path).is_file()]
+    with tqdm(total=len(missing), desc="encoding images", disable=not process.is_main or not missing) as progress:
+        for start in range(0, len(missing), batch):
+            part = missing[start : start + batch]
+            inputs = [processor.image(path) for path in part]
+            features = model.encode_images(
+                torch.stack([i.sam_pixels for i in inputs]).to(process.device),
+                torch.stack([i.clip_pixels for i in inputs]).to(process.device),
+            )
+            for b, path in enumerate(part):
+                one = type(features)(features.sam_embeddings[b : b + 1], features.clip_features[b : b + 1])
+                cache.store(path, one)
+            progress.update(len(part))
+    wait_for_all(process)
+    return len(missing)
