@@ -157,5 +157,5 @@ def clip_preprocessing(folder: str | Path) -> dict[str, Any]:
 
 def _normalise(image: Image.Image, scale: float, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     array = np.asarray(image, dtype=np.float32) * np.float32(scale)
-    array = (array - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
-    return np.ascontiguousarray(array.transpose(2, 0, 1))
+    normal = (array - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1))

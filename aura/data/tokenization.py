@@ -63,7 +63,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, use_im_start_end: bool
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of ``token``, by name; ValueError if the tokenizer does not know it or does not keep it whole."""
     found = tokenizer.convert_tokens_to_ids(token)
-    if found is None or found == tokenizer.unk_token_id or encode(tokenizer, token)[0] != [found]:
+    if not isinstance(found, int) or found == tokenizer.unk_token_id or encode(tokenizer, token)[0] != [found]:
         raise ValueError(f"the tokenizer has no token {token!r}; call prepare_tokenizer on it first")
     return found
 
