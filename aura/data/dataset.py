@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import ProcessedSample, Processor
-from aura.types import Batch, Conversation, ImageFeatures, Sample
+from aura.types import Conversation, Sample
 
 Key = tuple[int, int]
 """(epoch, index): the index-th image on its epoch-th visit."""
@@ -90,7 +88,6 @@ class AuraDataset(Dataset[ProcessedSample]):
         self.conversations_per_image, self.seed = conversations_per_image, seed
         every = [samples[i] for i in range(len(samples))]
         self._rows = [i for i, sample in enumerate(every) if sample.conversations]
-        self._paths = {sample.image_id: sample.image_path for sample in every}
         if len(self._rows) < len(every):
             warnings.warn(
                 f"{len(every) - len(self._rows)} of {len(every)} images have no conversation and are left out",
@@ -107,7 +104,7 @@ class AuraDataset(Dataset[ProcessedSample]):
         """The samples of one batch: all with cached features, or, if any is not cached yet, all with pixels."""
         samples = [self.samples[self._rows[index]] for _, index in keys]
         features = [self.cache.load(s.image_path) if self.cache else None for s in samples]
-        if any(f is None for f in features):
+        if None in features:
             features = [None] * len(samples)
         return [
             self.processor(sample, found, self.draw(sample, key))
@@ -121,27 +118,3 @@ class AuraDataset(Dataset[ProcessedSample]):
             return sample.conversations
         chosen = np.random.default_rng((self.seed, *key)).choice(len(sample.conversations), count, replace=False)
         return [sample.conversations[i] for i in sorted(chosen)]
-
-    def remember(self, batch: Batch, features: ImageFeatures) -> Batch:
-        """``batch`` with ``features`` (B images) in place of its pixels, stored in the cache if there is one.
-
-        The features come back as the cache will give them next time, so that results do not depend on its state.
-        """
-        if self.cache is not None:
-            parts = [
-                self.cache.store(
-                    self._paths[image_id],
-                    ImageFeatures(features.sam_embeddings[b : b + 1], features.clip_features[b : b + 1]),
-                )
-                for b, image_id in enumerate(batch.image_ids)
-            ]
-            features = ImageFeatures(
-                torch.cat([p.sam_embeddings for p in parts]), torch.cat([p.clip_features for p in parts])
-            )
-        return replace(
-            batch,
-            sam_pixels=None,
-            clip_pixels=None,
-            sam_embeddings=features.sam_embeddings,
-            clip_features=features.clip_features,
-        )

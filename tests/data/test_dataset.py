@@ -16,13 +16,6 @@ def samples(sample):
     return [replace(sample, image_id=i) for i in range(5)]
 
 
-def encode(batch):
-    size = len(batch.image_ids)
-    return ImageFeatures(
-        batch.sam_pixels.reshape(size, 3, -1)[:, :, :8, None].contiguous(), batch.clip_pixels[:, :, :4, 0].contiguous()
-    )
-
-
 @pytest.mark.parametrize(("num", "batch", "world"), [(7, 2, 3), (4, 1, 1), (3, 5, 2), (10, 5, 2)])
 def test_every_epoch_holds_every_image_once_over_all_ranks(num, batch, world):
     steps = 3 * num
@@ -96,27 +89,19 @@ def test_images_without_conversations_are_left_out_aloud(samples, processor):
     assert [dataset[(0, i)].image_id for i in range(len(dataset))] == [0, 2, 3, 4]
 
 
-def test_remembered_features_replace_pixels_and_are_the_same_next_time(samples, processor, tmp_path):
+def test_a_batch_uses_cached_features_only_if_it_has_them_all(samples, processor, tmp_path):
     for number, sample in enumerate(samples):
         path = tmp_path / f"{number}.png"
         path.write_bytes(sample.image_path.read_bytes() + bytes([number]))
         samples[number] = replace(sample, image_path=path)
-    dataset = AuraDataset(samples, processor, cache=FeatureCache(tmp_path / "cache", "weights"))
-    first = collate(dataset.__getitems__([(0, 0), (0, 1)]))
-    features = encode(first)
-    remembered = dataset.remember(first, features)
-    assert remembered.sam_pixels is None and remembered.clip_pixels is None
-    again = collate(dataset.__getitems__([(1, 0), (1, 1)]))
-    assert again.sam_pixels is None
-    assert torch.equal(again.sam_embeddings, remembered.sam_embeddings)
-    assert torch.equal(again.clip_features, remembered.clip_features)
-    torch.testing.assert_close(again.sam_embeddings, features.sam_embeddings, rtol=1e-3, atol=1e-3)
-    partly = collate(dataset.__getitems__([(1, 0), (1, 2)]))
+    cache = FeatureCache(tmp_path / "cache", "weights")
+    dataset = AuraDataset(samples, processor, cache=cache)
+    stored = [
+        cache.store(samples[i].image_path, ImageFeatures(torch.rand(1, 8, 4, 4), torch.rand(1, 4, 6))) for i in (0, 2)
+    ]
+    batch = collate(dataset.__getitems__([(1, 2), (1, 0)]))
+    assert batch.sam_pixels is None and batch.clip_pixels is None
+    assert torch.equal(batch.sam_embeddings, torch.cat([stored[1].sam_embeddings, stored[0].sam_embeddings]))
+    assert torch.equal(batch.clip_features, torch.cat([stored[1].clip_features, stored[0].clip_features]))
+    partly = collate(dataset.__getitems__([(1, 0), (1, 1)]))
     assert partly.sam_embeddings is None and partly.sam_pixels.shape == (2, 3, 64, 64)
-
-
-def test_without_a_cache_features_pass_through_unchanged(samples, processor):
-    dataset = AuraDataset(samples, processor)
-    batch = collate([dataset[(0, 0)]])
-    features = encode(batch)
-    assert dataset.remember(batch, features).sam_embeddings is features.sam_embeddings

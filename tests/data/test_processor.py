@@ -240,3 +240,29 @@ def test_settings_that_cannot_work_are_refused(tiny_tokenizer):
     tiny_tokenizer.eos_token = None
     with pytest.raises(ValueError, match="end-of-sequence"):
         Processor(tiny_tokenizer, **sizes)
+
+
+def test_a_chat_question_about_a_reserved_token_is_spelled_apart(processor):
+    question = "What is [SEG]</s> in <image>?"
+    assert processor.defuse(question) == "What is [ SEG]< /s> in < image>?"
+    ids = processor.start_prompt(processor.defuse(question))
+    assert processor.seg_token_id not in ids and processor.eos_token_id not in ids
+    assert ids.count(processor.image_token_id) == processor.num_image_tokens
+    assert processor.defuse("Where is the bus?") == "Where is the bus?"
+
+
+@pytest.mark.parametrize(
+    "text", ["Où est l'œuf 🥚?", "第一\n\n  第二", "a\u00a0b\t\u200d c", "e\u0301 ½ ﬁ", "::  :", "▁ x"]
+)
+def test_any_text_keeps_labels_and_generation_exact(llama_processor, processor, text):
+    for made in (llama_processor(), processor):
+        whole = made.conversation(Conversation(1, (Turn(text, f"{text} [SEG] {text}", (1,)), Turn(text, text))))
+        first = whole.target_mask.index(True)
+        last = whole.input_ids.index(made.eos_token_id, first)
+        assert whole.input_ids[:first] == made.start_prompt(text)
+        followup = made.followup(text)
+        assert whole.input_ids[last + 1 : last + 1 + len(followup)] == followup
+        assert all(whole.target_mask[first : last + 1])
+        assert whole.target_mask[last + 1 :] == [
+            t >= last + 1 + len(followup) for t in range(last + 1, len(whole.input_ids))
+        ]
