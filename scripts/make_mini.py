@@ -16,6 +16,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -40,12 +42,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def summary_table(summaries: list[MiniSummary]) -> Table:
     """Images, objects, and the share of objects in each bucket of the occlusion rate."""
-    table = Table(title="Objects by hidden fraction")
-    edges = ["none", *(f"≤{(i + 1) / 10:.1f}" for i in range(9))]
-    for column in ("split", "images", "objects", *edges):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    table = Table(title="Objects by hidden fraction", box=box.SIMPLE_HEAD)
+    table.add_column("split")
+    for column in ("images", "objects", "none", "to 0.1", "to 0.3", "to 0.5", "to 0.7", "to 0.9"):
+        table.add_column(column, justify="right")
     for summary in summaries:
-        shares = [f"{100 * count / max(1, summary.num_objects):.0f}%" for count in summary.histogram()]
+        rates = np.array(summary.occlusion_rates)
+        counts = [np.count_nonzero(rates == 0), *np.histogram(rates[rates > 0], (0, 0.1, 0.3, 0.5, 0.7, 0.9))[0]]
+        shares = [f"{100 * count / max(1, len(rates)):.0f}%" for count in counts]
         table.add_row(summary.split, str(summary.num_images), str(summary.num_objects), *shares)
     return table
 

@@ -24,9 +24,8 @@ CUTOUT_SIDE = 128
 PHOTO_SIDE = 288
 PHOTO_QUALITY = 78
 
-PANORAMAS = (
-    "apartment city dawn esplanade forest hall lab lobby night park sunrise sunset venice warehouse workshop"
-).split()
+PANORAMAS = ("apartment", "city", "dawn", "esplanade", "forest", "hall", "lab", "lobby", "night", "park", "sunrise")
+PANORAMAS += ("sunset", "venice", "warehouse", "workshop")
 
 # category: (supercategory, emoji code points). COCO's own names where COCO has the class.
 CATEGORIES: dict[str, tuple[str, str]] = {

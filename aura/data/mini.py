@@ -16,6 +16,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from aura.data.pictures import DEFAULT_ASSETS, load_backgrounds, load_cutouts, split_backgrounds
-from aura.data.scenes import Background, Cutout, Scene, SceneObject, compose_scene
+from aura.data.scenes import COMPOSER_VERSION, Background, Cutout, Scene, SceneObject, compose_scene
 from aura.files import write_json
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 
@@ -53,6 +54,10 @@ WRITTEN_SPLITS = SPLITS[:3]
 JPEG_QUALITY = 92
 IMAGES_PER_SPLIT = 1_000_000
 OBJECTS_PER_IMAGE = 10
+
+Records = tuple[dict[str, Any], list[dict[str, Any]]]
+"""An image's entry in ``images`` and its entries in ``annotations``."""
+WriteScenes = Callable[[list[tuple[str, int]]], Iterable[Records]]
 
 
 def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
@@ -91,13 +96,6 @@ class MiniSummary:
     @property
     def num_objects(self) -> int:
         return len(self.occlusion_rates)
-
-    def histogram(self) -> list[int]:
-        """Objects that nothing hides, then those with rates in (0, 0.1], (0.1, 0.2], ... (0.8, 0.9]."""
-        buckets = [0] * 10
-        for rate in self.occlusion_rates:
-            buckets[int(np.ceil(round(rate * 10, 9)))] += 1
-        return buckets
 
 
 @dataclass(frozen=True)
@@ -152,6 +150,7 @@ def write_mini(
     if size < 64:
         raise ValueError(f"size {size}: objects in scenes below 64 pixels are too small to tell apart")
     recipe_file = {
+        "composer": COMPOSER_VERSION,
         "num_images": dict(num_images),
         "size": size,
         "seed": seed,
@@ -164,27 +163,28 @@ def write_mini(
     ids = {category["name"]: category["id"] for category in categories}
     recipe = _Recipe(out, cutouts, split_backgrounds(backgrounds), ids, size, seed)
     (out / "mini.json").unlink(missing_ok=True)
-    summaries = [
-        _write_split(recipe, split, number, categories, num_workers, on_image) for split, number in num_images.items()
-    ]
+    with _mapper(recipe, num_workers) as write_scenes:
+        summaries = [
+            _write_split(out, split, number, categories, write_scenes, on_image) for split, number in num_images.items()
+        ]
     write_json(out / "mini.json", recipe_file, indent=1)
     return summaries
 
 
 def _write_split(
-    recipe: _Recipe,
+    out: Path,
     split: str,
     number: int,
     categories: list[dict[str, Any]],
-    num_workers: int,
+    write_scenes: WriteScenes,
     on_image: Callable[[], object] | None,
 ) -> MiniSummary:
     """Write the images and the annotation file of one split."""
-    folder = recipe.out / "images" / split
+    folder = out / "images" / split
     folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image, of_image in _write_scenes(recipe, split, number, num_workers):
+    for image, of_image in write_scenes([(split, index) for index in range(number)]):
         images.append(image)
         annotations += of_image
         if on_image:
@@ -200,7 +200,7 @@ def _write_split(
         "annotations": annotations,
         "categories": categories,
     }
-    write_json(annotation_file(recipe.out, split), document)
+    write_json(annotation_file(out, split), document)
     return MiniSummary(split, len(images), [annotation["occlude_rate"] for annotation in annotations])
 
 
@@ -218,26 +218,24 @@ def _start_worker(recipe: _Recipe) -> None:
     cv2.setNumThreads(1)
 
 
-def _work(job: tuple[str, int]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _work(job: tuple[str, int]) -> Records:
     assert _recipe is not None, "a worker starts with _start_worker"
     return _write_scene(_recipe, *job)
 
 
-def _write_scenes(
-    recipe: _Recipe, split: str, number: int, num_workers: int
-) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Write scenes 0 ... ``number`` - 1 and yield their records in that order."""
-    if num_workers <= 1 or number < 32:
-        for index in range(number):
-            yield _write_scene(recipe, split, index)
+@contextmanager
+def _mapper(recipe: _Recipe, num_workers: int) -> Iterator[WriteScenes]:
+    """A function that writes the scenes (split, index) of a list and yields their records in the list's order."""
+    if num_workers <= 1:
+        yield lambda jobs: (_write_scene(recipe, *job) for job in jobs)
         return
     # spawned, not forked: the caller may hold threads
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(recipe,)) as pool:
-        yield from pool.map(_work, [(split, index) for index in range(number)], chunksize=16)
+        yield lambda jobs: pool.map(_work, jobs, chunksize=16)
 
 
-def _write_scene(recipe: _Recipe, split: str, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _write_scene(recipe: _Recipe, split: str, index: int) -> Records:
     """Compose one scene, write its image, and return its image and annotation records (COCOA-cls)."""
     scene = compose_scene(
         recipe.cutouts, recipe.backgrounds[split], size=recipe.size, rng=scene_rng(recipe.seed, split, index)

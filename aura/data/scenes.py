@@ -16,6 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+COMPOSER_VERSION = 1
+"""Goes up when the same randomness gives another scene, so that folders made before are made again."""
+
 ASPECTS = ((1, 1), (4, 3), (3, 4))
 NUM_OBJECTS = (3, 7)
 OBJECT_SIDE = (0.24, 0.60)  # longest side of an object, as a fraction of the scene's mean side
