@@ -1,0 +1,66 @@
+"""Talk with AURA about an image: ``python chat.py --checkpoint runs/mini --image photo.jpg`` (see docs/chat.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="chat.py", description="Ask AURA about an image.")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run folder, or an export folder")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="what to talk about; asked for if not given")
+    parser.add_argument("--ask", action="append", metavar="QUESTION", help="ask and leave; repeat it for more rounds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per answer, the rest on stderr")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where overlays go (default runs/chat/DATE-TIME)")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
+    args = parser.parse_args(argv)
+    if args.ask and args.image is None:
+        parser.error("--ask needs --image FILE")
+    args.out = args.out or Path("runs/chat") / time.strftime("%Y%m%d-%H%M%S")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, 2 for what the user can mend (with one line on stderr), or 130 after Ctrl-C."""
+    args = parse(argv)
+    try:
+        from aura.data.photos import open_photo
+
+        if args.image is not None:
+            open_photo(args.image)  # a large model takes minutes to load; a wrong file name should not
+        from transformers.utils import logging
+
+        from aura.inference import Assistant
+        from aura.terminal import Terminal
+
+        logging.disable_progress_bar()
+        assistant = Assistant.from_pretrained(
+            args.checkpoint, args.device, args.dtype, max_new_tokens=args.max_new_tokens
+        )
+        terminal = Terminal(assistant, args.out, as_json=args.json, image=args.image)
+        return terminal.ask_all(args.ask) if args.ask else terminal.talk()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; Python would complain
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"chat.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
