@@ -22,7 +22,7 @@ from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerTokens, Generation
 from aura.model.mllm import Mllm, packed_attention_mask
 from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
-from aura.model.segmentation import PromptEncoder, TextProjection
+from aura.model.segmentation import PromptEncoder
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
 
 
@@ -75,6 +75,9 @@ class AuraModel(PreTrainedModel):
         sam: SamModel | None = None,
     ) -> None:
         super().__init__(config)
+        # Ready parts share their configs with ours, and putting those into an AuraConfig wiped their choice of
+        # attention; the language model would then attend without any mask, silently.
+        self.config._attn_implementation = self.config._attn_implementation
         llava = LlavaForConditionalGeneration(config.llava_config) if llava is None else llava
         sam = SamModel(config.sam_config) if sam is None else sam
         self.mllm = Mllm(llava, config.lora)
@@ -93,7 +96,8 @@ class AuraModel(PreTrainedModel):
         self.freeze()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, TextProjection | OcclusionConditionEncoder | SpatialOcclusionEncoder):
+        # Called for what a checkpoint lacks; the library's small normal values would replace the layers' own start.
+        if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
         else:
             super()._init_weights(module)

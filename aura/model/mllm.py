@@ -83,6 +83,7 @@ class Mllm(nn.Module):
             position_ids: int64 [B, L]; they count on from the cache without.
             past_key_values: A cache to read and extend.
         """
+        assert self.language_model.config._attn_implementation is not None, "no attention kernel: masks are ignored"
         embeddings = self.embed(input_ids, clip_features)
         output = self.language_model(
             inputs_embeds=embeddings,

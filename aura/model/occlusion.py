@@ -10,6 +10,22 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts as 0."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that starts as 0."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class OcclusionConditionEncoder(nn.Module):
     """E_OC: e_r -> occlusion-aware embedding e_oa, and the occlusion rate.
 
@@ -19,15 +35,8 @@ class OcclusionConditionEncoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.linear_in = nn.Linear(channels, channels)
-        self.linear_out = nn.Linear(channels, channels)
+        self.linear_out = ZeroLinear(channels, channels)
         self.rate = nn.Linear(channels, 1)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for layer in (self.linear_in, self.linear_out, self.rate):
-            layer.reset_parameters()
-        nn.init.zeros_(self.linear_out.weight)
-        nn.init.zeros_(self.linear_out.bias)
 
     def forward(self, refined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """e_r [N, C] -> e_oa [N, C] and rates [N] in (0, 1)."""
@@ -51,14 +60,7 @@ class SpatialOcclusionEncoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(2, channels, 3, padding=1)
         self.conv_mid = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_out = nn.Conv2d(channels, 3, 1)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for layer in (self.conv_in, self.conv_mid, self.conv_out):
-            layer.reset_parameters()
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out = ZeroConv2d(channels, 3, 1)
 
     def forward(self, visible_logits: torch.Tensor, amodal_logits: torch.Tensor) -> torch.Tensor:
         """Two maps [N, h, w] -> class logits [N, 3, h, w]."""

@@ -17,10 +17,6 @@ class TextProjection(nn.Sequential):
     def __init__(self, hidden_size: int, prompt_size: int) -> None:
         super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, prompt_size))
 
-    def reset_parameters(self) -> None:
-        self[0].reset_parameters()
-        self[2].reset_parameters()
-
 
 class PromptEncoder(nn.Module):
     """E_P: the refined embedding e_r of each ``[SEG]`` state, and SAM's dense prompts that go with it.

@@ -1,0 +1,124 @@
+"""SAM's parts as AURA calls them, against the upstream segment-anything package with equal weights."""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import SamModel
+
+from aura.model import segmentation
+from aura.model.segmentation import PromptEncoder
+
+RENAMES = [
+    ("iou_prediction_head.layers.0", "iou_prediction_head.proj_in"),
+    ("iou_prediction_head.layers.1", "iou_prediction_head.layers.0"),
+    ("iou_prediction_head.layers.2", "iou_prediction_head.proj_out"),
+    ("output_upscaling.0", "upscale_conv1"),
+    ("output_upscaling.1", "upscale_layer_norm"),
+    ("output_upscaling.3", "upscale_conv2"),
+    ("mask_downscaling.0", "mask_embed.conv1"),
+    ("mask_downscaling.1", "mask_embed.layer_norm1"),
+    ("mask_downscaling.3", "mask_embed.conv2"),
+    ("mask_downscaling.4", "mask_embed.layer_norm2"),
+    ("mask_downscaling.6", "mask_embed.conv3"),
+    ("point_embeddings", "point_embed"),
+    ("pe_layer.positional_encoding_gaussian_matrix", "shared_embedding.positional_embedding"),
+    ("image_encoder", "vision_encoder"),
+    ("neck.0", "neck.conv1"),
+    ("neck.1", "neck.layer_norm1"),
+    ("neck.2", "neck.conv2"),
+    ("neck.3", "neck.layer_norm2"),
+    ("patch_embed.proj", "patch_embed.projection"),
+    (".norm", ".layer_norm"),
+    ("blocks", "layers"),
+]
+
+
+def renamed(name: str) -> str:
+    for old, new in RENAMES:
+        name = name.replace(old, new)
+    if "output_hypernetworks_mlps" in name:
+        for old, new in (("layers.0", "proj_in"), ("layers.1", "layers.0"), ("layers.2", "proj_out")):
+            if old in name:
+                return name.replace(old, new)
+    return name
+
+
+@pytest.fixture
+def upstream(monkeypatch):
+    """A small upstream ``Sam`` of the sizes of ``tiny_sam_config``, random."""
+    spec = importlib.util.find_spec("segment_anything")
+    if spec is None:
+        pytest.skip("segment-anything is not installed (requirements-dev.txt)")
+    package = types.ModuleType("segment_anything")  # its own __init__ needs torchvision
+    package.__path__ = [str(Path(spec.origin).parent)]
+    for name in [n for n in sys.modules if n.split(".")[0] == "segment_anything"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "segment_anything", package)
+    parts = importlib.import_module("segment_anything.modeling")
+    sam = parts.Sam(
+        image_encoder=parts.ImageEncoderViT(
+            img_size=64, patch_size=8, embed_dim=16, depth=2, num_heads=2, out_chans=32, use_rel_pos=True,
+            mlp_ratio=2, window_size=3, global_attn_indexes=[1], norm_layer=lambda n: torch.nn.LayerNorm(n, eps=1e-6),
+        ),
+        prompt_encoder=parts.PromptEncoder(
+            embed_dim=32, image_embedding_size=(8, 8), input_image_size=(64, 64), mask_in_chans=8
+        ),
+        mask_decoder=parts.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=parts.TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=4),
+            transformer_dim=32, iou_head_depth=3, iou_head_hidden_dim=32,
+        ),
+    )  # fmt: skip
+    for parameter in sam.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    yield sam.eval()
+    for name in [n for n in sys.modules if n.startswith("segment_anything.")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def twin(upstream, tiny_sam_config) -> SamModel:
+    """The transformers model with upstream's weights."""
+    sam = SamModel(tiny_sam_config).eval()
+    state = {renamed(name): value for name, value in upstream.state_dict().items()}
+    state["shared_image_embedding.positional_embedding"] = state["prompt_encoder.shared_embedding.positional_embedding"]
+    sam.load_state_dict(state)
+    return sam
+
+
+@torch.no_grad()
+def test_encoder_equals_upstream(upstream, twin):
+    pixels = torch.randn(2, 3, 64, 64)
+    ours = twin.vision_encoder(pixels).last_hidden_state
+    assert (ours - upstream.image_encoder(pixels)).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_decoding_equals_upstream(upstream, twin):
+    """N prompts over three images in one call, against upstream's one call per image."""
+    encoder = PromptEncoder(24, twin.prompt_encoder)
+    prompts, embeddings = encoder(torch.randn(5, 24)), torch.randn(3, 32, 8, 8)
+    image = torch.tensor([0, 0, 1, 2, 2])
+    masks, quality = segmentation.decode(
+        twin.mask_decoder, prompts, (embeddings + encoder.dense())[image], encoder.image_positions()
+    )
+    assert masks.shape == (5, 32, 32) and quality.shape == (5,)
+    position = upstream.prompt_encoder.get_dense_pe()
+    assert (encoder.image_positions() - position).abs().max() < 1e-5
+    for index in range(3):
+        mine = image == index
+        dense = upstream.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(int(mine.sum()), -1, 8, 8)
+        expected, expected_quality = upstream.mask_decoder(
+            image_embeddings=embeddings[index : index + 1],
+            image_pe=position,
+            sparse_prompt_embeddings=prompts[mine][:, None],
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        assert expected.abs().max() > 0.1
+        assert (masks[mine] - expected[:, 0]).abs().max() < 1e-4 * max(1, expected.abs().max())
+        assert (quality[mine] - expected_quality[:, 0]).abs().max() < 1e-4 * max(1, expected_quality.abs().max())
