@@ -10,7 +10,7 @@ AURA = Path(__file__).parents[1] / "aura"
 
 FLOORS = [
     {"config", "types", "files", "masks", "targets", "geometry"},
-    {"losses", "metrics", "visualize", "data"},
+    {"losses", "metrics", "typesetting", "visualize", "data"},
     {"model", "datagen"},
     {"inference"},
     {"evaluation", "scoring", "report", "tables", "terminal", "web"},
