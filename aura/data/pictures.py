@@ -19,7 +19,7 @@ MAX_PICTURE_SIDE = 1280
 def load_cutouts(directory: str | Path | None = None) -> list[Cutout]:
     """Read cut-outs laid out as ``category/name.png`` or ``name.png`` (the name is the category), sorted by path.
 
-    Without ``directory``, the committed ones. A cut-out is cropped to its visible part.
+    Without ``directory``, the committed ones. A cut-out is cropped to what is opaque. ``_`` in a category is a space.
 
     Raises:
         ValueError: The folder is missing or empty, or a picture cannot be read or has no transparent background.
