@@ -41,7 +41,7 @@ _MOST = "{objects} {is} hidden the most."
 _LEAST = "{objects} {is} hidden the least."
 _STATE = "{focus} {focus_is} {degree}."
 _HIDDEN_BY = "{focus} {focus_is} {degree} by {others}."
-_SIDE = "On {side} {is} {objects}."
+_SIDE = "{side} {is} {objects}."
 _EXTREME = "{objects} {is} {most}."
 
 FORMS: dict[str, tuple[Form, ...]] = {
@@ -151,9 +151,9 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ("What can I see less of, {thing} or {other_thing}?", "{focus} {focus_is} hidden more than {others}."),
     ),
     "side": (
-        ("What is on {side}?", _SIDE),
-        ("Which things are on {side}?", _SIDE),
-        ("Please show me everything on {side}.", _SIDE),
+        ("What is {side}?", _SIDE),
+        ("Which things are {side}?", _SIDE),
+        ("Please show me everything {side}.", _SIDE),
     ),
     "extreme": (
         ("What is {most}?", _EXTREME),

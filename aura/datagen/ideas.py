@@ -18,10 +18,10 @@ SIZE_RATIO = 1.4
 EXPLAINED = 0.75
 """"hidden by" with a degree is only said when the named objects cause at least this share of it."""
 SIDES = (
-    ("the left side", 0, False),
-    ("the right side", 0, True),
-    ("the upper half", 1, False),
-    ("the lower half", 1, True),
+    ("on the left side", 0, False),
+    ("on the right side", 0, True),
+    ("in the upper half", 1, False),
+    ("in the lower half", 1, True),
 )
 EXTREMES = (
     ("furthest to the left", 0, False),
