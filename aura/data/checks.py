@@ -53,7 +53,7 @@ def shared_images(
     found = []
     ones, others = _image_records(first), _image_records(second)
     for key, word in (("id", "id"), ("file_name", "file name")):
-        for value in sorted({r.get(key) for r in ones} & {r.get(key) for r in others}, key=str):
+        for value in sorted({str(r.get(key)) for r in ones} & {str(r.get(key)) for r in others}):
             found.append(Problem(f"image {value}", f"both splits have an image of this {word}; keep it in one of them"))
     if folders is not None:
         known = {_digest(folders[0] / r["file_name"]): r for r in ones}
