@@ -11,10 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from aura.config import Protocol
@@ -26,6 +24,7 @@ from aura.data.processor import Processor
 from aura.geometry import to_image
 from aura.metrics import MaskPair
 from aura.model import AuraModel
+from aura.ranks import gather, rank_and_world
 from aura.report import Report
 from aura.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
 from aura.types import ImageFeatures, ImageGeometry, MaskOutput, Sample
@@ -33,6 +32,7 @@ from aura.types import ImageFeatures, ImageGeometry, MaskOutput, Sample
 __all__ = ["Prediction", "Report", "evaluate", "load_predictions", "predict", "score"]
 
 Answers = dict[TurnKey, PredictedAnswer]
+Observer = Callable[[Sample, Mapping[TurnKey, PredictedAnswer]], None]
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def evaluate(
     max_new_tokens: int = 256,
     progress: bool = True,
     name: str = "AURA",
-    on_image: Callable[[Sample, Mapping[TurnKey, PredictedAnswer]], None] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Report:
     """Score ``model`` on ``dataset``.
 
@@ -60,42 +60,42 @@ def evaluate(
         dataset: Samples; those without a conversation are left out.
         protocol: ``teacher_forced``, ``generated_order`` or ``generated_matched``.
         cache: The frozen encoders' outputs; missing ones are computed and stored.
-        limit: Take the first so many images.
+        limit: Take the first so many images; ``None`` takes all.
         batch_size: Images per forward pass (``teacher_forced``) or per encoder pass.
         max_new_tokens: Longest generated answer; it is cut there.
         progress: Show a progress bar on rank 0.
         name: The model's row in tables.
-        on_image: Called with each image of this rank and its predicted answers, by conversation id and turn.
+        observers: Each is called with each image of this rank and its predicted answers.
 
     Raises:
         ValueError: No image to evaluate, or a sample that the processor refuses; the message names it.
     """
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    chosen = range(len(dataset) if limit is None else min(limit, len(dataset)))
+    rank, world = rank_and_world()
+    chosen = [sample for sample in dataset if sample.conversations][:limit]
     if not chosen:
-        raise ValueError("there is no image to evaluate; check the data file and the limit")
-    mine = [dataset[i] for i in chosen[rank::world]]
+        raise ValueError("there is no image with a conversation to evaluate; check the data file and the limit")
+    mine = chosen[rank::world]
+    # ZeRO 3 needs every rank in every forward pass: who has an image less than others repeats one and drops the result.
+    padding = chosen[: -(-len(chosen) // world) - len(mine)]
     scorer = Scorer(protocol)
-    bar = tqdm(total=len(mine), desc=protocol, unit="image", disable=not progress or rank > 0, leave=False)
-    with bar:
-        for sample, answers in predict(
-            model, processor, mine, protocol, cache=cache, batch_size=batch_size, max_new_tokens=max_new_tokens
-        ):
+    predicted = predict(
+        model,
+        processor,
+        [*mine, *padding],
+        protocol,
+        cache=cache,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+    hidden = not progress or rank > 0
+    for number, (sample, answers) in enumerate(
+        tqdm(predicted, total=len(mine), desc=protocol, unit="image", disable=hidden, leave=False)
+    ):
+        if number < len(mine):
             scorer.add(sample, answers)
-            if on_image is not None:
-                on_image(sample, answers)
-            bar.update()
+            for observe in observers:
+                observe(sample, answers)
     return Report.merge(protocol, gather(scorer.report(name)), name)
-
-
-def gather(report: Report) -> list[Report]:
-    """The reports of all ranks, on every rank; just this one without ``torch.distributed``."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [report]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, report)
-    return parts
 
 
 @torch.no_grad()
@@ -109,8 +109,7 @@ def predict(
     batch_size: int = 1,
     max_new_tokens: int = 256,
 ) -> Iterator[tuple[Sample, Answers]]:
-    """Each sample with the model's answers; arguments as in :func:`evaluate`."""
-    samples = [sample for sample in samples if sample.conversations]
+    """Each sample (with at least one conversation) and the model's answers; arguments as in :func:`evaluate`."""
     was_training = model.training
     model.train(False)
     try:

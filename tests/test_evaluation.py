@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
-from aura import evaluation
+from aura import evaluation, ranks
 from aura.data.collate import collate
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
@@ -177,7 +177,7 @@ def test_the_model_is_left_as_it_was_and_images_are_reported(tiny_model, process
     seen = {}
     evaluate(
         tiny_model, processor, dataset, "teacher_forced", limit=2, progress=False,
-        on_image=lambda sample, answers: seen.update({sample.image_id: answers}),
+        observers=[lambda sample, answers: seen.update({sample.image_id: answers})],
     )  # fmt: skip
     assert tiny_model.training
     assert list(seen) == [1, 2]
@@ -187,7 +187,7 @@ def test_the_model_is_left_as_it_was_and_images_are_reported(tiny_model, process
 
 def test_nothing_to_evaluate_is_an_error(tiny_model, processor, dataset) -> None:
     for samples, limit in (([], None), (dataset, 0)):
-        with pytest.raises(ValueError, match="no image to evaluate"):
+        with pytest.raises(ValueError, match="no image with a conversation"):
             evaluate(tiny_model, processor, samples, "teacher_forced", limit=limit, progress=False)
 
 
@@ -197,9 +197,12 @@ def test_ranks_share_the_images_and_all_get_the_whole_report(tiny_model, process
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(evaluation, "gather", lambda report: parts.append(report) or [report])
+    passes = []
+    tiny_model.register_forward_hook(lambda *_: passes.append(dist.get_rank()))
     for rank in range(2):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         evaluate(tiny_model, processor, dataset, "teacher_forced", progress=False)
+    assert passes == [0, 0, 1, 1], "every rank must take part in every forward pass"
     assert [sorted({a.image_id for a in part.answers}) for part in parts] == [[1, 3], [2]]
     together = evaluation.Report.merge("teacher_forced", reversed(parts))
     assert together == alone and together.as_dict() == alone.as_dict()
@@ -209,6 +212,6 @@ def test_reports_travel_between_processes(tiny_model, processor, dataset, tmp_pa
     report = evaluate(tiny_model, processor, dataset[:1], "teacher_forced", progress=False)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        assert evaluation.gather(report) == [report]
+        assert ranks.gather(report) == [report]
     finally:
         dist.destroy_process_group()

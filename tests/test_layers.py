@@ -9,11 +9,11 @@ from pathlib import Path
 AURA = Path(__file__).parents[1] / "aura"
 
 FLOORS = [
-    {"config", "types", "files", "masks", "targets", "geometry"},
+    {"config", "types", "files", "masks", "targets", "geometry", "ranks", "typesetting"},
     {"losses", "metrics", "typesetting", "visualize", "data"},
     {"model", "datagen"},
     {"inference"},
-    {"evaluation", "scoring", "report", "tables", "terminal", "web"},
+    {"evaluation", "gallery", "scoring", "report", "tables", "terminal", "web"},
     {"train"},
 ]
 FLOOR_OF = {part: level for level, parts in enumerate(FLOORS) for part in parts}

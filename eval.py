@@ -1,0 +1,123 @@
+"""Evaluate AURA: ``python eval.py --checkpoint runs/mini --data data/mini/mini_test.json --out runs/mini/eval``.
+
+With ``torchrun --nproc-per-node N eval.py ...`` N processes share the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from aura.config import Protocol, load_config
+from aura.train import environment
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="eval.py", description="gIoU and cIoU of a trained model, and more.")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run folder, or an export folder")
+    parser.add_argument("--data", metavar="FILE", help="AmodalReasonSeg JSON (default: the run's validation split)")
+    parser.add_argument("--images", metavar="DIR", help="folder of its images (default: as the file says)")
+    parser.add_argument("--protocol", action="append", choices=get_args(Protocol), help="repeatable; teacher_forced")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the report; DIR/PROTOCOL if there are several")
+    parser.add_argument("--name", default="AURA", help="the model's row in the tables")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass")
+    parser.add_argument("--feature-cache", metavar="DIR", help="keep the frozen encoders' outputs there")
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="FILE", help="picture of answers (last protocol) and truth"
+    )
+    parser.add_argument("--num", type=int, default=12, metavar="N", help="questions on the contact sheet")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write the masks (last protocol), as JSON")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest generated answer")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
+    options = parser.parse_args(argv)
+    for key in ("limit", "batch_size", "num", "max_new_tokens"):
+        if (value := getattr(options, key)) is not None and value < 1:
+            parser.error(f"--{key.replace('_', '-')} must be positive, got {value}")
+    options.protocol = list(dict.fromkeys(options.protocol or ["teacher_forced"]))
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, evaluate under every protocol, print and write."""
+    from transformers.utils import logging
+
+    from aura import ranks, tables
+    from aura.data.amodal_reason_seg import AmodalReasonSeg
+    from aura.data.feature_cache import FeatureCache
+    from aura.evaluation import evaluate
+    from aura.gallery import Gallery, PredictionFile
+    from aura.inference import Assistant
+
+    logging.disable_progress_bar()
+    annotations, images = options.data, options.images
+    if annotations is None:
+        annotations, images = validation_split(options.checkpoint, images)
+    dataset = AmodalReasonSeg.load(annotations, images)
+    assistant = Assistant.from_pretrained(options.checkpoint, ranks.start(options.device), options.dtype)
+    model, processor = assistant.model, assistant.processor
+    cache = None
+    if options.feature_cache:
+        fingerprint = model.encoder_fingerprint() + processor.image_fingerprint()
+        cache = FeatureCache(options.feature_cache, fingerprint)
+
+    figures, several = {}, len(options.protocol) > 1
+    for protocol in options.protocol:
+        gallery, predictions = Gallery(options.num), PredictionFile()
+        observers = [gallery] * bool(options.contact_sheet) + [predictions] * bool(options.predictions)
+        report = evaluate(
+            model,
+            processor,
+            dataset,
+            protocol,
+            cache=cache,
+            limit=options.limit,
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+            name=options.name,
+            observers=observers,
+        )
+        figures[f"{options.name} ({protocol})" if several else options.name] = report.as_dict()
+        if options.out and is_main():
+            report.write(options.out / protocol if several else options.out)
+    if options.predictions:
+        predictions.save(options.predictions)
+    if is_main():
+        tables.show(figures)
+        if options.contact_sheet:
+            gallery.save(options.contact_sheet, f"{options.name}, {protocol}, {Path(annotations).name}")
+    ranks.stop()
+
+
+def is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def validation_split(checkpoint: str, images: str | None) -> tuple[str, str | None]:
+    """The validation annotations and images that the run folder's config names."""
+    config_file = Path(checkpoint) / "config.yaml"
+    split = load_config(config_file).data.val if config_file.is_file() else None
+    if split is None or split.annotations is None:
+        raise ValueError(f"{checkpoint} names no validation split; say what to evaluate with --data FILE")
+    return split.annotations, images or split.images
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for what the user can mend (with one line on stderr)."""
+    options = parse(argv)
+    environment.prepare()
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"eval.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
