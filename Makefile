@@ -8,7 +8,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 MINI   := data/mini
 QUICK  := data/mini_quick
-SPLITS := train val test
+QUESTION ?= What could I eat here?
 
 # One rank uses all cores; waiting threads sleep instead of spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev data train eval pictures chat demo demo-quick test lint clean
+.PHONY: help setup setup-dev data train eval chat demo demo-quick test lint clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,23 +38,45 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 data: setup ## The mini benchmark: scenes with exact amodal truth, and questions about them
-	$(PY) scripts/make_mini.py --out $(MINI)
-	for split in $(SPLITS); do $(PY) scripts/generate_questions.py --annotations $(MINI)/annotations/mini_$${split}_cocoa_cls.json \
-	    --images $(MINI)/images/$$split --out $(MINI)/mini_$$split.json || exit 1; done
+	$(call make_data,$(MINI),--num-images 2000)
 
-train: data ## Train AURA on the mini benchmark (15 minutes on 2 cores)
+train: data ## Train AURA on the mini benchmark (15 minutes on 2 cores); continues after a stop
 	deepspeed --num_accelerators 1 train_ds.py --config configs/mini.yaml
 
-eval: ## Print the gIoU/cIoU tables of the trained model
-	$(PY) eval.py --checkpoint runs/mini --data $(MINI)/mini_test.json --images $(MINI)/images/test \
-	    --protocol teacher_forced --protocol generated_matched --out runs/mini/eval
+eval: setup ## Print the gIoU/cIoU tables of the trained model and draw a contact sheet
+	$(call evaluate,$(MINI),runs/mini)
 
-pictures: ## A contact sheet of answers beside the truth
+chat: setup ## Ask the trained model one question and draw the answer
+	$(call ask,$(MINI),runs/mini)
 
-chat: ## Ask the trained model one question
-	$(PY) chat.py --checkpoint runs/mini --image $(MINI)/images/test/mini_test_000000.jpg --ask "What could I eat here?" --out runs/mini/chat
+demo: ## All of it: environment, data, training, tables, pictures, one answer (25 minutes)
+	$(MAKE) train
+	$(MAKE) eval
+	$(MAKE) chat
 
-demo: train eval pictures chat ## All of it: environment, data, training, tables, pictures, one answer
+demo-quick: setup ## Every step of the demo with a few iterations (it learns nothing)
+	$(call make_data,$(QUICK),--num-images 12 --num-val 4 --num-test 4)
+	deepspeed --num_accelerators 1 train_ds.py --config configs/mini.yaml --config configs/demo_quick.yaml
+	$(call evaluate,$(QUICK),runs/demo_quick)
+	$(call ask,$(QUICK),runs/demo_quick)
+
+define make_data
+	$(PY) scripts/make_mini.py --out $(1) $(2)
+	for split in train val test; do \
+	    $(PY) scripts/generate_questions.py --annotations $(1)/annotations/mini_$${split}_cocoa_cls.json \
+	        --images $(1)/images/$$split --out $(1)/mini_$$split.json || exit 1; \
+	done
+	$(PY) scripts/validate_dataset.py $(1)/mini_train.json $(1)/mini_val.json $(1)/mini_test.json
+endef
+
+define evaluate
+	$(PY) eval.py --checkpoint $(2) --data $(1)/mini_test.json --images $(1)/images/test --feature-cache $(1)/features \
+	    --protocol teacher_forced --protocol generated_matched --out $(2)/eval --contact-sheet $(2)/eval/answers.png
+endef
+
+define ask
+	$(PY) chat.py --checkpoint $(2) --image $(1)/images/test/mini_test_000000.jpg --ask "$(QUESTION)" --out $(2)/chat
+endef
 
 test: setup-dev ## Run every check
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
