@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from PIL import Image
 
@@ -43,7 +43,7 @@ def problems(
         images: Folder of the pictures; they are opened and measured. ``None`` skips that.
         progress: Told after each image.
     """
-    return list(_Checker(document, images).run(progress))
+    return _Checker(document, images).run(progress)
 
 
 def shared_images(
@@ -78,98 +78,100 @@ def _digest(path: Path) -> str | None:
 
 
 class _Checker:
+    """Walks through a document and collects what is wrong with it."""
+
     def __init__(self, document: Mapping[str, Any], folder: Path | None) -> None:
         self.document = document
         self.folder = folder
-        self.images: dict[int, dict[str, Any]] = {}
-        self.categories: dict[int, dict[str, Any]] = {}
-        self.annotations: dict[int, dict[str, Any]] = {}
+        self.found: list[Problem] = []
+        self.categories = self._records("categories", "category")
+        self.images = self._records("images", "image")
+        self.annotations = self._records("annotations", "annotation")
+        self.conversations = self._records("conversations", "conversation")
 
-    def run(self, progress: Progress | None) -> Iterator[Problem]:
+    def _report(self, record: str, message: str) -> None:
+        self.found.append(Problem(record, message))
+
+    def run(self, progress: Progress | None) -> list[Problem]:
         for key in ("info", "licenses"):
             if key not in self.document:
-                yield Problem(f"'{key}'", "it is missing; COCO files have it, though it may be empty")
-        self.categories = yield from self._records("categories", "category")
-        self.images = yield from self._records("images", "image")
-        self.annotations = yield from self._records("annotations", "annotation")
-        conversations = yield from self._records("conversations", "conversation")
+                self._report(f"'{key}'", "it is missing; COCO files have it, though it may be empty")
         for number, category in self.categories.items():
             if not _is_text(category.get("name")):
-                yield Problem(f"category {number}", "'name' must be a text")
+                self._report(f"category {number}", "'name' must be a text")
         of_image: dict[Any, list[int]] = defaultdict(list)
         for number, annotation in self.annotations.items():
-            of_image[_key(annotation.get("image_id"))].append(number)
-            if _key(annotation.get("image_id")) not in self.images:
-                yield Problem(f"annotation {number}", f"image {annotation.get('image_id')!r} is not in 'images'")
-            if _key(annotation.get("category_id")) not in self.categories:
-                message = f"category {annotation.get('category_id')!r} is not in 'categories'"
-                yield Problem(f"annotation {number}", message)
+            image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+            of_image[_key(image_id)].append(number)
+            if _key(image_id) not in self.images:
+                self._report(f"annotation {number}", f"image {image_id!r} is not in 'images'")
+            if _key(category_id) not in self.categories:
+                self._report(f"annotation {number}", f"category {category_id!r} is not in 'categories'")
         names = Counter(str(image.get("file_name")) for image in self.images.values())
         for done, (number, image) in enumerate(self.images.items(), start=1):
             if names[str(image.get("file_name"))] > 1:
-                yield Problem(f"image {number}", f"the file name {image.get('file_name')!r} occurs twice")
-            yield from self._image(number, image, of_image[number])
+                self._report(f"image {number}", f"the file name {image.get('file_name')!r} occurs twice")
+            self._image(number, image, of_image[number])
             if progress:
                 progress(done, len(self.images))
-        for number, conversation in conversations.items():
-            yield from self._conversation(number, conversation)
+        for number, conversation in self.conversations.items():
+            self._conversation(number, conversation)
+        return self.found
 
-    def _records(self, key: str, kind: str) -> Iterator[Problem]:
-        """The well-formed records of a list by id (returned), and a problem for each other one."""
-        records, found = self.document.get(key), {}
+    def _records(self, key: str, kind: str) -> dict[int, dict[str, Any]]:
+        """The well-formed records of a list by id; each other one is a problem."""
+        records = self.document.get(key)
+        well_formed: dict[int, dict[str, Any]] = {}
         if not isinstance(records, list):
-            yield Problem(f"'{key}'", "it must be a list")
-            return found
+            self._report(f"'{key}'", "it must be a list")
+            return well_formed
         for index, record in enumerate(records):
             if not isinstance(record, dict) or not _is_integer(record.get("id")):
-                yield Problem(f"'{key}' item {index}", "it must be an object with a whole number as 'id'")
-            elif record["id"] in found:
-                yield Problem(f"{kind} {record['id']}", "the id occurs twice; only its first record is checked")
+                self._report(f"'{key}' item {index}", "it must be an object with a whole number as 'id'")
+            elif record["id"] in well_formed:
+                self._report(f"{kind} {record['id']}", "the id occurs twice; only its first record is checked")
             else:
-                found[record["id"]] = record
-        return found
+                well_formed[record["id"]] = record
+        return well_formed
 
-    def _image(self, number: int, image: Mapping[str, Any], annotations: list[int]) -> Iterator[Problem]:
+    def _image(self, number: int, image: Mapping[str, Any], annotations: list[int]) -> None:
         where = f"image {number}"
         if not _is_text(image.get("file_name")):
-            yield Problem(where, "'file_name' must be a text")
+            self._report(where, "'file_name' must be a text")
         elif self.folder is not None:
-            yield from self._picture(where, image)
-        size = (image.get("height"), image.get("width"))
-        if not all(_is_integer(side) and side > 0 for side in size):
-            yield Problem(
-                where, f"'height' and 'width' must be positive whole numbers, got {size[0]!r} and {size[1]!r}"
-            )
+            self._picture(where, image, self.folder / image["file_name"])
+        height, width = image.get("height"), image.get("width")
+        if not (_is_integer(height) and _is_integer(width) and height > 0 and width > 0):
+            self._report(where, f"'height' and 'width' must be positive whole numbers, got {height!r} and {width!r}")
             return
         objects = []
         for annotation_id in annotations:
-            masks = yield from self._annotation(annotation_id, size)
+            masks = self._annotation(annotation_id, (height, width))
             if masks is not None:
                 objects.append(AmodalObject(annotation_id, "", *masks, 0.0))
         for obj, expected in zip(objects, occluders(objects), strict=True):
             stored = self.annotations[obj.id].get("occluded_by")
             if not isinstance(stored, list) or set(map(str, stored)) != set(map(str, expected)):
                 message = f"'occluded_by' is {stored!r} but by the masks it is {list(expected)}"
-                yield Problem(f"annotation {obj.id}", message)
+                self._report(f"annotation {obj.id}", message)
 
-    def _picture(self, where: str, image: Mapping[str, Any]) -> Iterator[Problem]:
-        path = self.folder / image["file_name"]
+    def _picture(self, where: str, image: Mapping[str, Any], path: Path) -> None:
         try:
             with Image.open(path) as picture:
                 picture.load()
                 width, height = picture.size
         except FileNotFoundError:
-            yield Problem(where, f"{path} does not exist; give the right folder with --images")
+            self._report(where, f"{path} does not exist; give the right folder with --images")
             return
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            yield Problem(where, f"{path} cannot be decoded ({error})")
+            self._report(where, f"{path} cannot be decoded ({error})")
             return
         if (height, width) != (image.get("height"), image.get("width")):
             stored = f"{image.get('height')} x {image.get('width')}"
-            yield Problem(where, f"{path} is {height} x {width} (height x width), the record says {stored}")
+            self._report(where, f"{path} is {height} x {width} (height x width), the record says {stored}")
 
-    def _annotation(self, number: int, size: tuple[int, int]) -> Iterator[Problem]:
-        """Checks one annotation; returns its (visible, amodal) masks, or ``None`` where they cannot be used."""
+    def _annotation(self, number: int, size: tuple[int, int]) -> tuple[Rle, Rle] | None:
+        """Check one annotation; returns its (visible, amodal) masks, or ``None`` where they cannot be used."""
         where, annotation = f"annotation {number}", self.annotations[number]
         masks: dict[str, Rle] = {}
         for key in ("visible_mask", "segmentation", "invisible_mask"):
@@ -180,94 +182,94 @@ class _Checker:
                     raise ValueError("it must be an RLE with 'size' and 'counts'")
                 masks[key] = to_rle(annotation[key], size)
             except (ValueError, TypeError) as error:
-                yield Problem(where, f"'{key}': {error}")
+                self._report(where, f"'{key}': {error}")
         if "visible_mask" not in masks or "segmentation" not in masks:
             return None
         visible, amodal = masks["visible_mask"], masks["segmentation"]
-        yield from _check_masks(where, visible, amodal, masks.get("invisible_mask"), "invisible_mask" in annotation)
-        yield from _check_figures(where, annotation, visible, amodal)
+        hidden = masks.get("invisible_mask")
+        if hidden is not None or "invisible_mask" not in annotation:
+            self.found += [Problem(where, message) for message in _mask_flaws(visible, amodal, hidden)]
+        self.found += [Problem(where, message) for message in _figure_flaws(annotation, visible, amodal)]
         return visible, amodal
 
-    def _conversation(self, number: int, conversation: Mapping[str, Any]) -> Iterator[Problem]:
+    def _conversation(self, number: int, conversation: Mapping[str, Any]) -> None:
         where = f"conversation {number}"
         image_id = _key(conversation.get("image_id"))
         if image_id not in self.images:
-            yield Problem(where, f"image {conversation.get('image_id')!r} is not in 'images'")
+            self._report(where, f"image {conversation.get('image_id')!r} is not in 'images'")
         if not isinstance(conversation.get("provenance"), dict):
-            yield Problem(where, "'provenance' must be an object that says who wrote it")
+            self._report(where, "'provenance' must be an object that says who wrote it")
         turns = conversation.get("turns")
         if not isinstance(turns, list) or not turns:
-            yield Problem(where, "'turns' must be a list of at least one turn")
+            self._report(where, "'turns' must be a list of at least one turn")
             return
         for index, turn in enumerate(turns):
             if isinstance(turn, dict):
-                yield from self._turn(f"{where}, turn {index}", turn, image_id)
+                self._turn(f"{where}, turn {index}", turn, image_id)
             else:
-                yield Problem(f"{where}, turn {index}", "it must be an object")
+                self._report(f"{where}, turn {index}", "it must be an object")
 
-    def _turn(self, where: str, turn: Mapping[str, Any], image_id: Any) -> Iterator[Problem]:
+    def _turn(self, where: str, turn: Mapping[str, Any], image_id: int | None) -> None:
         for key in ("question", "answer"):
             if not _is_text(turn.get(key)):
-                yield Problem(where, f"'{key}' must be a text")
+                self._report(where, f"'{key}' must be a text")
         if SEG_TOKEN in str(turn.get("question")):
-            yield Problem(where, f"the question holds {SEG_TOKEN}; only answers mark objects")
+            self._report(where, f"the question holds {SEG_TOKEN}; only answers mark objects")
         objects = turn.get("objects")
         if not isinstance(objects, list):
-            yield Problem(where, "'objects' must be a list of annotation ids")
+            self._report(where, "'objects' must be a list of annotation ids")
             return
         marks = str(turn.get("answer")).count(SEG_TOKEN)
         if marks != len(objects):
-            yield Problem(where, f"the answer has {marks} {SEG_TOKEN} but 'objects' lists {len(objects)}")
+            self._report(where, f"the answer has {marks} {SEG_TOKEN} but 'objects' lists {len(objects)}")
         for annotation_id in objects:
-            annotation = self.annotations.get(_key(annotation_id))
+            annotation = self.annotations.get(annotation_id) if _is_integer(annotation_id) else None
             if annotation is None:
-                yield Problem(where, f"annotation {annotation_id!r} does not exist")
+                self._report(where, f"annotation {annotation_id!r} does not exist")
             elif _key(annotation.get("image_id")) != image_id:
-                yield Problem(where, f"annotation {annotation_id} belongs to image {annotation.get('image_id')!r}")
+                self._report(where, f"annotation {annotation_id} belongs to image {annotation.get('image_id')!r}")
 
 
-def _check_masks(where: str, visible: Rle, amodal: Rle, invisible: Rle | None, given: bool) -> Iterator[Problem]:
+def _mask_flaws(visible: Rle, amodal: Rle, invisible: Rle | None) -> Iterator[str]:
     area, seen = rle_area(amodal), rle_area(visible)
     for key, pixels in (("segmentation", area), ("visible_mask", seen)):
         if not pixels:
-            yield Problem(where, f"'{key}' is empty")
+            yield f"'{key}' is empty"
     outside = seen - int(intersections([visible], [amodal])[0, 0])
     if outside:
-        yield Problem(where, f"{outside} visible pixels lie outside the amodal mask")
+        yield f"{outside} visible pixels lie outside the amodal mask"
     elif invisible is not None:
         hidden = rle_area(invisible)
-        common = int(intersections([invisible], [amodal])[0, 0] - intersections([invisible], [visible])[0, 0])
-        if hidden != area - seen or common != hidden:
-            yield Problem(
-                where, f"'invisible_mask' ({hidden} pixels) is not amodal minus visible ({area - seen} pixels)"
-            )
-    elif seen < area and not given:
-        yield Problem(where, f"'invisible_mask' is missing though {area - seen} pixels are hidden")
+        rightly = int(intersections([invisible], [amodal])[0, 0] - intersections([invisible], [visible])[0, 0])
+        if not hidden == rightly == area - seen:
+            yield f"'invisible_mask' ({hidden} pixels) is not amodal minus visible ({area - seen} pixels)"
+    elif seen < area:
+        yield f"'invisible_mask' is missing though {area - seen} pixels are hidden"
 
 
-def _check_figures(where: str, annotation: Mapping[str, Any], visible: Rle, amodal: Rle) -> Iterator[Problem]:
+def _figure_flaws(annotation: Mapping[str, Any], visible: Rle, amodal: Rle) -> Iterator[str]:
     area, seen = rle_area(amodal), rle_area(visible)
     rate = 1.0 - seen / area if area else 0.0
-    figures = (("occlude_rate", rate, RATE_TOLERANCE), ("area", area, BOX_TOLERANCE))
-    for key, expected, tolerance in figures:
-        value = annotation.get(key)
-        if not _is_number(value) or abs(value - expected) > tolerance:
-            yield Problem(where, f"'{key}' is {value!r} but by the masks it is {expected:.6g}")
+    for key, expected, tolerance in (("occlude_rate", rate, RATE_TOLERANCE), ("area", area, BOX_TOLERANCE)):
+        value: Any = annotation.get(key)
+        if not _is_number(value) or not abs(value - expected) <= tolerance:
+            yield f"'{key}' is {value!r} but by the masks it is {expected:.6g}"
     for key, mask in (("bbox", amodal), ("visible_bbox", visible)):
-        box, expected_box = annotation.get(key), rle_bbox(mask)
+        box: Any = annotation.get(key)
+        right = rle_bbox(mask)
         valid = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
-        if not valid or max(abs(a - b) for a, b in zip(box, expected_box, strict=True)) > BOX_TOLERANCE:
-            yield Problem(where, f"'{key}' is {box!r} but by the mask it is {expected_box} (x, y, width, height)")
+        if not valid or not max(abs(a - b) for a, b in zip(box, right, strict=True)) <= BOX_TOLERANCE:
+            yield f"'{key}' is {box!r} but by the mask it is {right} (x, y, width, height)"
     if annotation.get("iscrowd", 0) not in (0, False):
-        yield Problem(where, "'iscrowd' must be 0: crowds have no amodal mask")
+        yield "'iscrowd' must be 0: crowds have no amodal mask"
 
 
-def _key(value: Any) -> Any:
-    """A value that can be looked up: ids from damaged files may be lists."""
+def _key(value: Any) -> int | None:
+    """An id that can be looked up; damaged files may hold anything."""
     return value if _is_integer(value) else None
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
