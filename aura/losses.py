@@ -16,7 +16,7 @@ from aura.targets import spatial_map
 from aura.types import AuraOutput, Batch, ImageGeometry, Losses
 
 DICE_EPS = 1.0
-"""Added to both sides of the Dice fraction, in pixels: an empty mask predicted empty has loss 0 and a finite gradient."""
+"""Added to both sides of the Dice fraction, in pixels: an empty mask predicted empty has loss 0, and never 0 / 0."""
 
 
 def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -113,7 +113,9 @@ class AuraCriterion:
             visible, amodal = batch.visible_masks[image][rows], batch.amodal_masks[image][rows]
             spatial = output.spatial_logits[mine] if output.spatial_logits is not None else None
             compare = self._at_image if self.settings.mask_resolution == "image" else self._at_decoder
-            losses = compare(output.visible_logits[mine], output.amodal_logits[mine], spatial, visible, amodal, geometry)
+            losses = compare(
+                output.visible_logits[mine], output.amodal_logits[mine], spatial, visible, amodal, geometry
+            )
             for name, values in losses.items():
                 terms[name] = terms[name] + values.sum() / num_objects
         return terms

@@ -104,9 +104,7 @@ def left_half(height=SIZE, width=SIZE):
 def test_every_term_of_a_batch_with_uninformed_predictions(resolution):
     visible, amodal = left_half(), torch.ones(1, SIZE, SIZE, dtype=torch.bool)
     batch = make_batch([FULL], [(visible, amodal)], [0], [0], [0.5])
-    output = make_output(
-        torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), torch.tensor([0.2]), torch.zeros(1, 3, 4, 4)
-    )
+    output = make_output(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), torch.tensor([0.2]), torch.zeros(1, 3, 4, 4))
     losses = AuraCriterion(LossSettings(mask_resolution=resolution))(output, batch).as_floats()
     pixels = SIZE * SIZE if resolution == "image" else 16
     assert losses["text"] == pytest.approx(LOG2)

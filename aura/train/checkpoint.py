@@ -24,12 +24,15 @@ from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 STATE = "state.json"
 FORMAT = 1
 
-UNIMPORTANT = frozenset(
-    "model.mllm model.vision_tower model.sam model.init_from model.allow_random data.train.annotations "
-    "data.train.images data.val.annotations data.val.images data.feature_cache data.num_workers train.output_dir "
-    "train.offload_optimizer train.gradient_checkpointing train.log_every train.validate_every train.validate_images "
-    "train.checkpoint_every train.keep_last train.resume train.tensorboard".split()
-)
+UNIMPORTANT = {
+    "model": {"mllm", "vision_tower", "sam", "init_from", "allow_random"},
+    "data": {"train", "val", "feature_cache", "num_workers"},
+    "loss": set(),
+    "train": {
+        *("output_dir", "resume", "log_every", "validate_every", "validate_images", "checkpoint_every", "keep_last"),
+        *("tensorboard", "offload_optimizer", "gradient_checkpointing"),
+    },
+}
 """Settings that a continued run may change: where things lie and how often they are done, not what is computed."""
 
 
@@ -174,33 +177,49 @@ def read_own_state(checkpoint: Path, process: Process) -> dict[str, Any]:
 def important_settings(config: Config) -> dict[str, Any]:
     """The settings that decide what a run computes, by dotted key: all but :data:`UNIMPORTANT`."""
 
-    def flatten(value: Any, key: str) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return {k: v for name, part in value.items() for k, v in flatten(part, f"{key}.{name}").items()}
-        return {} if key in UNIMPORTANT else {key: list(value) if isinstance(value, tuple) else value}
-
     sections = dataclasses.asdict(config)
-    return {k: v for name, section in sections.items() for k, v in flatten(section, name).items()}
+    chosen = {
+        name: {key: value for key, value in sections[name].items() if key not in unimportant}
+        for name, unimportant in UNIMPORTANT.items()
+    }
+    return _flatten(json.loads(json.dumps(chosen)))  # as JSON gives them back, so that they can be compared
 
 
-def check_continuable(checkpoint: Path, state: Mapping[str, Any], config: Config, world_size: int) -> None:
-    """Refuse a continuation that could not equal the uninterrupted run.
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def read_continuable(checkpoint: Path, config: Config, process: Process, num_samples: int) -> dict[str, Any]:
+    """:func:`read_state`, refusing a continuation that could not equal the uninterrupted run.
 
     Raises:
-        ValueError: Another number of processes, or another setting that matters, with both values.
+        ValueError: Another number of processes or training images, or another setting that matters, with both values.
     """
+    state = read_state(checkpoint)
+    world_size = process.world_size
     start_anew = "or start a new run from its export: --model.init_from RUN/export --train.output_dir NEW"
     if state["world_size"] != world_size:
         raise ValueError(
             f"{checkpoint} was written by {state['world_size']} processes and this run has {world_size}; "
             f"use as many, {start_anew}"
         )
+    if state["num_samples"] != num_samples:
+        raise ValueError(
+            f"{checkpoint} was trained on {state['num_samples']} images and data.train has {num_samples}; "
+            f"use the same data, {start_anew}"
+        )
     now, then = important_settings(config), state["settings"]
     changed = [
         f"{key} {then.get(key)!r} -> {now.get(key)!r}" for key in sorted({*now, *then}) if now.get(key) != then.get(key)
     ]
     if changed:
-        raise ValueError(f"{checkpoint} is of a run with other settings ({'; '.join(changed)}); use those, {start_anew}")
+        raise ValueError(
+            f"{checkpoint} is of a run with other settings ({'; '.join(changed)}); use those, {start_anew}"
+        )
+    return state
 
 
 def export(engine: Engine, processor: Processor, folder: Path, checkpoint: Path | None) -> None:

@@ -198,7 +198,7 @@ class Engine:
             raise ValueError(f"{where} holds no checkpoint; choose another with --train.resume PATH")
 
     def _load_weights(self, src: dict[str, Tensor], dst: nn.Module) -> None:
-        """Frozen weights are not in a checkpoint, so loading cannot be strict; but every trainable one must be there."""
+        """Frozen weights are not in a checkpoint, so loading is not strict; but every trainable one must be there."""
         result = dst.load_state_dict(src, strict=False)
         if self.zero_stage == 3:  # the weights come from the ZeRO shards, whose count DeepSpeed checks
             return
@@ -206,7 +206,7 @@ class Engine:
         missing = sorted(trainable & set(result.missing_keys))
         if missing or result.unexpected_keys:
             raise ValueError(
-                f"the checkpoint is of another model: it lacks {missing[:3]} and has {result.unexpected_keys[:3]} besides"
+                f"it is of another model: it lacks {missing[:3]} and has {result.unexpected_keys[:3]} besides"
             )
 
     def full_state_dict(self) -> dict[str, Tensor] | None:

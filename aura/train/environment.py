@@ -14,8 +14,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def prepare() -> None:
     """Make a plain ``python train_ds.py`` a run of one process, and keep threads and memory calm.
 
-    A launcher (``deepspeed``, ``torchrun``) sets the variables itself; what is set already stays. Without them DeepSpeed
-    would look for MPI.
+    A launcher (``deepspeed``, ``torchrun``) sets the variables itself; what is set already stays. Without them
+    DeepSpeed would look for MPI.
     """
     if "RANK" not in os.environ:
         single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -35,7 +35,7 @@ def _free_port() -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Keep large freed blocks in the process: glibc would return each to the system, a third of a CPU step in faults."""
+    """Keep large freed blocks: glibc would return each to the system, and page faults take a third of a CPU step."""
     if not sys.platform.startswith("linux") or "MALLOC_MMAP_MAX_" in os.environ:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,13 +1,14 @@
-"""What a run writes while it trains: ``log.jsonl``, TensorBoard files, and a report at its end."""
+"""What a run writes while it trains: ``log.jsonl`` and TensorBoard files."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aura.files import write_json, write_text
+from aura.files import write_text
 
 
 class RunLog:
@@ -16,45 +17,61 @@ class RunLog:
     A continued run's log holds each step once: records after ``start`` are of work that was lost, and are dropped.
 
     Args:
-        run: The run folder.
+        run: The run folder; ``None`` writes nothing (processes other than the main one).
         start: Optimizer steps already done.
         tensorboard: Write TensorBoard files too.
+        seconds: Time the run took before this process began.
     """
 
-    def __init__(self, run: Path, *, start: int, tensorboard: bool) -> None:
-        path = run / "log.jsonl"
-        kept = [record for record in read_log(path) if 0 < start and record["step"] <= start]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, run: Path | None, *, start: int = 0, tensorboard: bool = False, seconds: float = 0.0) -> None:
         self._board: Any = None
+        self._path = None if run is None else run / "log.jsonl"
+        self._seconds_before, self._started = seconds, time.monotonic()
+        self._last = (start, self._started)
+        if run is None or self._path is None:
+            return
+        kept = [record for record in read_log(self._path) if record["step"] <= start] if start else []
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Append a record ``{"kind", "step", **values}`` and return it; nested numbers become ``a/b`` in TensorBoard."""
-        record = {"kind": kind, "step": step, **values}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+    @property
+    def seconds(self) -> float:
+        """Time the run has taken, over all its continuations."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def speed(self, step: int) -> float:
+        """Optimizer steps per second since this was last asked."""
+        (step_before, time_before), now = self._last, time.monotonic()
+        self._last = (step, now)
+        return (step - step_before) / max(now - time_before, 1e-9)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append a record ``{"kind", "step", **values}``; nested numbers become ``a/b`` in TensorBoard."""
+        if self._path is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values, "seconds": round(self.seconds, 2)}) + "\n")
         if self._board is not None:
             for name, number in flat_numbers(values).items():
                 self._board.add_scalar(f"{kind}/{name}", number, step)
             self._board.flush()
-        return record
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """All records of one kind, of this process and of those it continues."""
+        return [r for r in read_log(self._path) if r["kind"] == kind] if self._path is not None else []
 
     def close(self) -> None:
-        self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``log.jsonl``; a line that a kill cut off is left out. Empty without the file."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The records of a ``log.jsonl``, up to a line that a kill cut off. Empty without the file."""
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -95,7 +112,7 @@ class Window:
 def stuck_warning(totals: list[float], share: float = 0.98) -> str | None:
     """A warning if the loss has not moved: the mean of the last third is not below ``share`` of the first log line's.
 
-    Silent collapse is how training with wrong weights, a wrong learning rate or a wrong batch shows.
+    Wrong weights, a wrong learning rate or too small a batch show in nothing but this.
     """
     if len(totals) < 3:
         return None
@@ -107,24 +124,3 @@ def stuck_warning(totals: list[float], share: float = 0.98) -> str | None:
         f"the loss does not move ({totals[0]:.3f} at first, {recent:.3f} now): check the weights table above, the "
         "learning rate and the effective batch; --train.overfit_one_batch true shows whether the model can learn at all"
     )
-
-
-def write_run_report(run: Path, report: Mapping[str, Any], evaluate: str) -> None:
-    """``report.json`` and ``report.md`` of a finished run."""
-    write_json(run / "report.json", report, indent=2)
-    best, losses = report["best"], report["losses"]
-    lines = [
-        f"# {run.name}",
-        "",
-        f"- {report['steps']} optimizer steps of {report['effective_batch']} images in {report['seconds'] / 60:.1f} min",
-        f"- best checkpoint: step {best['step']}, {best['metric']} {best['score']:.4f}"
-        if best
-        else "- no validation; the export is of the last step",
-        f"- export: `{run / 'export'}`",
-        f"- evaluate: `{evaluate}`",
-        "",
-        "| loss | at the end |",
-        "|---|---|",
-        *(f"| {name} | {value:.4f} |" for name, value in losses.items()),
-    ]
-    write_text(run / "report.md", "\n".join(lines) + "\n")

@@ -12,9 +12,9 @@ from torch import nn
 from aura.config import Config, LoraSettings, ModelSettings, TrainSettings
 from aura.train.checkpoint import (
     Checkpoints,
-    check_continuable,
     export,
     important_settings,
+    read_continuable,
     read_own_state,
     read_state,
     superfluous,
@@ -64,7 +64,7 @@ def step(engine):
 
 
 def save(checkpoints, engine, best=None):
-    state = {"settings": important_settings(CONFIG), "best": best}
+    state = {"settings": important_settings(CONFIG), "best": best, "num_samples": 9}
     return checkpoints.save(engine, state, {"numbers": [1, 2], "tensor": torch.ones(2)})
 
 
@@ -93,7 +93,7 @@ def test_nothing_to_continue(checkpoints):
 def test_none_refuses_a_folder_with_checkpoints(checkpoints, engine):
     step(engine)
     save(checkpoints, engine)
-    with pytest.raises(ValueError, match="--train.resume auto"):
+    with pytest.raises(ValueError, match=r"--train.resume auto"):
         checkpoints.find("none")
 
 
@@ -102,7 +102,7 @@ def test_path_may_be_a_checkpoint_or_a_run_folder(checkpoints, engine, tmp_path)
     saved = save(checkpoints, engine)
     assert checkpoints.find(str(saved)) == saved
     assert checkpoints.find(str(tmp_path)) == saved
-    with pytest.raises(ValueError, match="neither a checkpoint"):
+    with pytest.raises(ValueError, match=r"neither a checkpoint"):
         checkpoints.find(str(tmp_path / "elsewhere"))
 
 
@@ -157,15 +157,17 @@ def test_damaged_checkpoint_names_the_file(checkpoints, engine, damage):
 def test_other_world_or_settings_are_refused(checkpoints, engine):
     step(engine)
     saved = save(checkpoints, engine)
-    state = read_state(saved)
-    check_continuable(saved, state, CONFIG, 1)
+    alone = checkpoints.process
+    read_continuable(saved, CONFIG, alone, 9)
     moved = dataclasses.replace(CONFIG, train=dataclasses.replace(SETTINGS, output_dir="elsewhere", log_every=3))
-    check_continuable(saved, state, moved, 1)
-    with pytest.raises(ValueError, match="written by 1 processes and this run has 2"):
-        check_continuable(saved, state, CONFIG, 2)
+    read_continuable(saved, moved, alone, 9)
+    with pytest.raises(ValueError, match=r"written by 1 processes and this run has 2"):
+        read_continuable(saved, CONFIG, dataclasses.replace(alone, world_size=2), 9)
+    with pytest.raises(ValueError, match=r"trained on 9 images and data.train has 8"):
+        read_continuable(saved, CONFIG, alone, 8)
     other = dataclasses.replace(CONFIG, model=ModelSettings(lora=LoraSettings(r=4)))
-    with pytest.raises(ValueError, match="model.lora.r 8 -> 4"):
-        check_continuable(saved, state, other, 1)
+    with pytest.raises(ValueError, match=r"model.lora.r 8 -> 4"):
+        read_continuable(saved, other, alone, 9)
 
 
 def test_settings_survive_json():

@@ -97,23 +97,23 @@ def test_checkpoint_without_a_trainable_weight_is_refused(process, tmp_path):
     state = torch.load(path, weights_only=False)
     del state["module"]["2.weight"]
     torch.save(state, path)
-    with pytest.raises(ValueError, match="lacks .*2.weight"):
+    with pytest.raises(ValueError, match=r"lacks .*2.weight"):
         engine.load(tmp_path, "a")
 
 
 def test_model_without_trainable_parameters_is_refused(process):
-    with pytest.raises(ValueError, match="no trainable parameter"):
+    with pytest.raises(ValueError, match=r"no trainable parameter"):
         Engine(nn.Linear(1, 1).requires_grad_(False), settings(), process)
 
 
 def test_fp16_on_a_cpu_names_the_remedy(monkeypatch):
     monkeypatch.setattr(engine_module.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="--train.precision fp32"):
+    with pytest.raises(ValueError, match=r"--train.precision fp32"):
         start_process(settings(precision="fp16"))
 
 
 def test_offloading_without_zero_is_refused(process):
-    with pytest.raises(ValueError, match="zero_stage"):
+    with pytest.raises(ValueError, match=r"zero_stage"):
         Engine(network(), settings(offload_optimizer=True), process)
 
 

@@ -1,17 +1,23 @@
-"""Fills the feature cache before training, so that no step waits for a frozen encoder."""
+"""What feeds the training loop: frozen features, encoded once before the first step, and batches in a fixed order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from aura.config import Config
+from aura.data.collate import collate
+from aura.data.dataset import AuraDataset, EpochSampler, Key
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
 from aura.model import AuraModel
 from aura.train.engine import Process, wait_for_all
+from aura.types import Batch, ImageFeatures, Sample
 
 
 def open_cache(root: str | None, model: AuraModel, processor: Processor) -> FeatureCache | None:
@@ -41,8 +47,38 @@ def fill_cache(
                 torch.stack([i.clip_pixels for i in inputs]).to(process.device),
             )
             for b, path in enumerate(part):
-                one = type(features)(features.sam_embeddings[b : b + 1], features.clip_features[b : b + 1])
+                one = ImageFeatures(features.sam_embeddings[b : b + 1], features.clip_features[b : b + 1])
                 cache.store(path, one)
             progress.update(len(part))
     wait_for_all(process)
     return len(missing)
+
+
+def batches(
+    samples: Sequence[Sample],
+    processor: Processor,
+    config: Config,
+    process: Process,
+    cache: FeatureCache | None,
+    *,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Endless batches of this process; those after ``start`` micro-steps do not depend on where a run was stopped."""
+    data, train = config.data, config.train
+    dataset = AuraDataset(
+        samples, processor, conversations_per_image=data.conversations_per_image, seed=train.seed, cache=cache
+    )
+    rank, world, batch = process.rank, process.world_size, train.micro_batch_size
+    sampler = EpochSampler(len(dataset), batch, seed=train.seed, rank=rank, world=world, start=start)
+    keys: Iterable[list[Key]] = sampler
+    if train.overfit_one_batch:
+        keys = cycle([sampler.keys(micro_step) for micro_step in range(train.accumulation)])
+    # A generator of its own: the loader draws a number when it starts, which would shift the model's dropout.
+    loader = DataLoader(
+        dataset,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=data.num_workers,
+        generator=torch.Generator(),
+    )
+    return iter(loader)

@@ -1,0 +1,49 @@
+"""Periodic validation: the figure that chooses the best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from aura.config import TrainSettings
+from aura.data.feature_cache import FeatureCache
+from aura.data.processor import Processor
+from aura.evaluation import evaluate
+from aura.model import AuraModel
+from aura.train.engine import Process, rng_state, set_rng_state
+from aura.types import Sample
+
+
+def validation_samples(samples: Sequence[Sample] | None, settings: TrainSettings, process: Process) -> list[Sample]:
+    """The first ``settings.validate_images`` samples that have a conversation; none where validation is off."""
+    if samples is None or settings.validate_every == 0:
+        return []
+    chosen = [sample for sample in islice(samples, settings.validate_images) if sample.conversations]
+    if settings.zero_stage == 3:  # every forward pass is a joint act there: all processes need equally many
+        chosen = chosen[: len(chosen) // process.world_size * process.world_size]
+    return chosen
+
+
+def validate(
+    model: AuraModel, processor: Processor, samples: Sequence[Sample], cache: FeatureCache | None
+) -> dict[str, Any]:
+    """The teacher-forced report's figures, the same on all processes; the random state stays as it was."""
+    before = rng_state()
+    report = evaluate(model, processor, samples, "teacher_forced", cache=cache)
+    set_rng_state(before)
+    return {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
+
+
+def look_up(report: Mapping[str, Any], key: str) -> float | None:
+    """A figure by dotted key; ``None`` where it could not be measured.
+
+    Raises:
+        ValueError: There is no such figure.
+    """
+    value: Any = report
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ValueError(f"train.best_metric: the report has no figure {key!r}; it has {', '.join(report)}")
+        value = value[part]
+    return None if value is None else float(value)

@@ -1,0 +1,186 @@
+"""Whole runs of a tiny random AURA on generated squares, on one CPU process."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aura.config import Config, DataSettings, ModelSettings, TrainSettings
+from aura.masks import encode_rle
+from aura.model import AuraModel
+from aura.model.build import build_model
+from aura.train.engine import start_process
+from aura.train.logs import read_log
+from aura.train.trainer import Trainer
+from aura.types import AmodalObject, Conversation, Sample, Turn
+
+SIZE = 48
+
+
+def make_samples(folder: Path, count: int, first_id: int = 0) -> list[Sample]:
+    """Images of a red square behind a blue one; every third image also has a conversation without ``[SEG]``."""
+    samples = []
+    for number in range(first_id, first_id + count):
+        rng = np.random.default_rng(number)
+        amodal, front = np.zeros((2, SIZE, SIZE), dtype=bool)
+        row, column = rng.integers(0, 20, 2)
+        amodal[row : row + 20, column : column + 20] = True
+        front[row + 10 : row + 28, column + 8 : column + 28] = True
+        pixels = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
+        pixels[amodal], pixels[front] = (200, 0, 0), (0, 0, 200)
+        path = folder / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        visible = amodal & ~front
+        objects = (
+            AmodalObject(1, "red", encode_rle(visible), encode_rle(amodal), 1 - visible.sum() / amodal.sum(), (2,)),
+            AmodalObject(2, "blue", encode_rle(front), encode_rle(front), 0.0),
+        )
+        conversations = [
+            Conversation(10 * number, (Turn("What is hidden?", "The red square [SEG].", (1,)),)),
+            Conversation(10 * number + 1, (Turn("What hides it?", "A blue one [SEG] hides it [SEG].", (2, 1)),)),
+        ]
+        if number % 3 == 0:
+            conversations = [Conversation(10 * number + 2, (Turn("Is it a bus?", "No."),))]
+        samples.append(Sample(number, path, SIZE, SIZE, objects, tuple(conversations)))
+    return samples
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return make_samples(tmp_path_factory.mktemp("images"), 7)
+
+
+@pytest.fixture(scope="module")
+def val_samples(tmp_path_factory):
+    return make_samples(tmp_path_factory.mktemp("val"), 2, first_id=100)
+
+
+@pytest.fixture
+def config(tiny_llava_dir, tiny_sam_dir, tmp_path):
+    return Config(
+        model=ModelSettings(mllm=tiny_llava_dir, sam=tiny_sam_dir),
+        data=DataSettings(conversations_per_image=1, num_workers=0, feature_cache=str(tmp_path / "features")),
+        train=TrainSettings(
+            output_dir=str(tmp_path / "run"),
+            steps=6,
+            warmup_steps=1,
+            accumulation=2,
+            precision="fp32",
+            zero_stage=0,
+            gradient_checkpointing=False,
+            log_every=2,
+            validate_every=3,
+            checkpoint_every=2,
+            tensorboard=False,
+        ),
+    )
+
+
+def changed(config, **train):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+
+
+def make_trainer(config, samples, val_samples=None):
+    process = start_process(config.train)
+    torch.manual_seed(config.train.seed)
+    model, processor, _ = build_model(config.model, config.data)
+    return Trainer(config, model, processor, samples, val_samples, process)
+
+
+def losses_of(run):
+    times = ("seconds", "samples_per_second")
+    return [{k: v for k, v in r.items() if k not in times} for r in read_log(Path(run) / "log.jsonl")]
+
+
+def test_a_run_leaves_everything_behind(config, samples, val_samples):
+    config = changed(config, tensorboard=True)
+    assert make_trainer(config, samples, val_samples).run() == 0
+    run = Path(config.train.output_dir)
+    report = json.loads((run / "report.json").read_text())
+    records = losses_of(run)
+    assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 4, 6]
+    assert [r["step"] for r in records if r["kind"] == "val"] == [3, 6]
+    best = max((r for r in records if r["kind"] == "val"), key=lambda r: r["amodal"]["giou_object"])
+    assert report["best"] == {
+        "step": best["step"],
+        "metric": "amodal.giou_object",
+        "score": best["amodal"]["giou_object"],
+    }
+    assert report["steps"] == 6 and report["effective_batch"] == 2
+    assert (run / "report.md").is_file() and (run / "config.yaml").is_file()
+    assert list((run / "tensorboard").iterdir())
+    exported = AuraModel.from_pretrained(run / "export")
+    assert exported.config.lora is not None
+    kept = sorted(p.name for p in (run / "checkpoints").glob("step_*"))
+    assert kept == sorted({f"step_{best['step']:06d}", "step_000004", "step_000006"})
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_interrupted_and_continued_equals_uninterrupted(config, samples, val_samples, tmp_path, stage, monkeypatch):
+    whole = changed(config, output_dir=str(tmp_path / "whole"), zero_stage=stage)
+    assert make_trainer(whole, samples, val_samples).run() == 0
+
+    parts = changed(config, output_dir=str(tmp_path / "parts"), zero_stage=stage)
+    micro_step = Trainer._micro_step
+    told = []
+
+    def interrupted(trainer, batch):
+        micro_step(trainer, batch)
+        if trainer.engine.steps == 3 and not told:  # between two log lines: the running means continue too
+            told.append(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        if trainer.engine.steps == 5:
+            raise KeyboardInterrupt  # work after the last checkpoint is lost
+
+    monkeypatch.setattr(Trainer, "_micro_step", interrupted)
+    assert make_trainer(parts, samples, val_samples).run() == 128 + signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(parts, samples, val_samples).run()
+    monkeypatch.setattr(Trainer, "_micro_step", micro_step)
+    assert make_trainer(parts, samples, val_samples).run() == 0
+
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    first, second = (AuraModel.from_pretrained(tmp_path / name / "export") for name in ("whole", "parts"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_one_batch_can_be_overfitted(config, samples):
+    config = changed(config, steps=24, lr=2e-2, overfit_one_batch=True, log_every=12, checkpoint_every=0)
+    assert make_trainer(config, samples).run() == 0
+    totals = [r["total"] for r in losses_of(config.train.output_dir)]
+    assert totals[-1] < 0.6 * totals[0]
+
+
+def test_loss_that_is_not_finite_names_the_images(config, samples):
+    trainer = make_trainer(config, samples[:1])
+    with torch.no_grad():
+        trainer.model.mllm.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"optimizer step 1.*images \[0\]"):
+        trainer.run()
+
+
+def test_loss_that_does_not_move_is_said(config, samples, capsys):
+    make_trainer(changed(config, lr=1e-12, steps=8, log_every=1, overfit_one_batch=True), samples).run()
+    assert "WARNING: the loss does not move" in capsys.readouterr().out
+
+
+def test_unknown_metric_names_the_figures(config, samples, val_samples):
+    with pytest.raises(ValueError, match=r"best_metric.*no figure 'amodal\.iou'.*visible"):
+        make_trainer(changed(config, best_metric="amodal.iou", validate_every=1), samples, val_samples).run()
+
+
+def test_other_settings_are_refused_on_resume(config, samples):
+    make_trainer(config, samples).run()
+    with pytest.raises(ValueError, match=r"train.lr 0.001 -> 0.1"):
+        make_trainer(changed(config, lr=0.1), samples).run()
+    with pytest.raises(ValueError, match=r"trained on 7 images"):
+        make_trainer(config, samples[:5]).run()
+    with pytest.raises(ValueError, match=r"--train.resume auto"):
+        make_trainer(changed(config, resume="none"), samples).run()
