@@ -57,7 +57,7 @@ class Assistant:
                 raise ValueError(
                     f"the model's {name} is {wanted}, the processor's is {found}; they do not belong together"
                 )
-        self.model = model.eval()
+        self.model = model.train(False)
         self.processor = processor
         self.max_new_tokens = max_new_tokens
 
@@ -179,7 +179,7 @@ class ChatSession:
         return reply
 
     def _room_after(self, ids: list[int]) -> int:
-        limit = self.model.config.get_text_config().max_position_embeddings
+        limit = int(self.model.config.get_text_config().max_position_embeddings)
         if len(ids) >= limit:
             raise ValueError(
                 f"the conversation has {len(ids)} tokens with this question, and the model reads at most {limit}; "

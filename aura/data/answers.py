@@ -42,7 +42,9 @@ class AnswerText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seg_token_id: int) -> None:
         self._tokenizer = tokenizer
         self._seg = seg_token_id
-        self._dropped = set(tokenizer.all_special_ids) - {seg_token_id}
+        # Not tokenizer.all_special_ids: that forgets added ones, such as the image's, when a tokenizer is loaded again.
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._dropped = (special | set(tokenizer.all_special_ids)) - {seg_token_id}
         self._before = ""  # text up to and including the last [SEG]
         self._ids: list[int] = []  # tokens after it
         self.text = ""
@@ -62,7 +64,7 @@ class AnswerText:
         words = ""
         # A character takes at most four bytes, hence tokens; one that is not whole yet must wait.
         for ids in (self._ids[: len(self._ids) - late] for late in range(min(4, len(self._ids)))):
-            words = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            words = str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
             if not words.endswith(_BROKEN):
                 break
         # Letters that happen to spell the mark are not the [SEG] token: a reply has one object per mark.

@@ -100,7 +100,7 @@ def generate_answer(
     state = mllm(input_ids, clip_features=clip_features, past_key_values=cache)[0, -1]
     answer = _Answer(tokens, max_new_tokens)
     while not answer.ended:
-        token = int(mllm.lm_head(state).argmax())
+        token = int(_likeliest(mllm, tokens, state))
         must_read = answer.emit(token, state)
         if on_token is not None:
             on_token(token)
@@ -161,7 +161,7 @@ def _decode_in_lockstep(
 ) -> None:
     rows = list(range(len(answers)))  # the answer that each row of the tensors belongs to
     while True:
-        choices = mllm.lm_head(states).argmax(-1)
+        choices = _likeliest(mllm, answers[0].tokens, states)
         reading = []
         for row, (number, token) in enumerate(zip(rows, choices.tolist(), strict=True)):
             if not answers[number].ended and answers[number].emit(token, states[row]):
@@ -185,6 +185,13 @@ def _decode_in_lockstep(
         positions = positions + 1
         for row in reading:
             answers[rows[row]].read(states[row])
+
+
+def _likeliest(mllm: Mllm, tokens: AnswerTokens, states: torch.Tensor) -> torch.Tensor:
+    """The next token after each state [..., H]: never the image's placeholder, which only an image may fill."""
+    logits = mllm.lm_head(states)
+    logits[..., tokens.image] = -torch.inf
+    return logits.argmax(-1)
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -98,11 +98,12 @@ def test_a_character_of_several_bytes_comes_whole_or_not_at_all(byte_fallback):
     assert stream(byte_fallback, seg, double)[0] == ["", "é", "", ""], "the whole one before it stays"
 
 
-def test_special_tokens_are_not_shown_and_letters_do_not_make_a_mark(processor):
-    tokenizer = processor.tokenizer
+def test_special_tokens_are_not_shown_and_letters_do_not_make_a_mark(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    tokenizer = type(processor).from_pretrained(tmp_path).tokenizer
     letters = [i for c in ("[", "SEG", "]") for i in tokenizer(c, add_special_tokens=False)["input_ids"]]
     assert processor.seg_token_id not in letters
-    ids = [tokenizer.bos_token_id, *letters, processor.seg_token_id, tokenizer.pad_token_id]
+    ids = [tokenizer.bos_token_id, *letters, processor.image_token_id, processor.seg_token_id, tokenizer.pad_token_id]
     _, text = stream(tokenizer, processor.seg_token_id, ids)
     assert text == "[SEG [SEG]"
     assert len(object_names(text)) == 1
