@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
 from aura.types import AmodalObject, Rle
@@ -17,28 +18,29 @@ Hand-drawn masks overlap by a pixel or two along shared borders; below these lim
 """
 
 
-def intersections(rows: Sequence[Rle], columns: Sequence[Rle]) -> np.ndarray:
+def intersections(rows: Sequence[Rle], columns: Sequence[Rle]) -> NDArray[np.int64]:
     """Pixels that each pair of masks shares: [len(rows), len(columns)] int64."""
     if not rows or not columns:
         return np.zeros((len(rows), len(columns)), np.int64)
     # With iscrowd = 1 pycocotools divides by the row's own area, so the count comes back exactly.
-    share = mask_util.iou(list(rows), list(columns), [1] * len(columns))
+    share = np.asarray(mask_util.iou(list(rows), list(columns), [1] * len(columns)), np.float64)
     areas = mask_util.area(list(rows)).astype(np.float64)
-    return np.rint(np.asarray(share) * areas[:, None]).astype(np.int64)
+    counts: NDArray[np.int64] = np.rint(share * areas[:, None]).astype(np.int64)
+    return counts
 
 
-def hidden_pixels(objects: Sequence[AmodalObject]) -> np.ndarray:
+def hidden_pixels(objects: Sequence[AmodalObject]) -> NDArray[np.int64]:
     """``[b, a]`` = pixels of object a's invisible region that show object b: [K, K] int64, zero diagonal.
 
     Counts |visible(b) and amodal(a)| - |visible(b) and visible(a)|, which is right as long as visible lies in amodal.
     """
     visible = [o.visible for o in objects]
-    counts = intersections(visible, [o.amodal for o in objects]) - intersections(visible, visible)
+    counts: NDArray[np.int64] = intersections(visible, [o.amodal for o in objects]) - intersections(visible, visible)
     np.fill_diagonal(counts, 0)
     return counts
 
 
-def occlusion_matrix(counts: np.ndarray, amodal_areas: np.ndarray) -> np.ndarray:
+def occlusion_matrix(counts: NDArray[np.int64], amodal_areas: NDArray[np.int64]) -> NDArray[np.bool_]:
     """``[b, a]`` = object b occludes object a, bool [K, K], from :func:`hidden_pixels` and the amodal areas [K]."""
     return (counts >= MIN_HIDDEN_PIXELS) & (counts >= MIN_HIDDEN_FRACTION * amodal_areas[None, :])
 
@@ -52,6 +54,8 @@ def occluders(objects: Sequence[AmodalObject]) -> list[tuple[int, ...]]:
     matrix = occlusion_matrix(counts, areas)
     result = []
     for column in range(len(objects)):
-        rows = sorted(np.flatnonzero(matrix[:, column]), key=lambda row: (-counts[row, column], objects[row].id))
+        rows = sorted(
+            np.flatnonzero(matrix[:, column]).tolist(), key=lambda row: (-counts[row, column], objects[row].id)
+        )
         result.append(tuple(objects[row].id for row in rows))
     return result

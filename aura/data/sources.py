@@ -58,7 +58,7 @@ def annotated_image_from_scene(scene: Scene, image_id: int, *, first_id: int = 1
     amodal = _encode([o.amodal for o in scene.objects])
     rates = _rates(visible, amodal)
     objects = [
-        AmodalObject(first_id + i, scene_object.category, visible[i], amodal[i], float(rates[i]))
+        AmodalObject(first_id + i, scene_object.category, visible[i], amodal[i], rates[i])
         for i, scene_object in enumerate(scene.objects)
     ]
     return AnnotatedImage(image_id, f"{image_id:06d}.jpg", height, width, with_occluders(objects))
@@ -70,10 +70,9 @@ def _encode(masks: Sequence[np.ndarray]) -> list[Rle]:
     return [{"size": list(r["size"]), "counts": r["counts"].decode("ascii")} for r in rles]
 
 
-def _rates(visible: Sequence[Rle], amodal: Sequence[Rle]) -> np.ndarray:
-    """1 - |visible| / |amodal|, float64 [K]."""
-    areas = mask_util.area(list(amodal)).astype(np.float64)
-    return 1.0 - mask_util.area(list(visible)) / np.maximum(areas, 1)
+def _rates(visible: Sequence[Rle], amodal: Sequence[Rle]) -> list[float]:
+    """1 - |visible| / |amodal| of each pair."""
+    return [1.0 - _area(v) / max(_area(a), 1) for v, a in zip(visible, amodal, strict=True)]
 
 
 # --- COCOA-cls --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from aura.datagen.facts import Facts
@@ -40,7 +40,7 @@ class Idea:
 
     kind: str
     objects: tuple[int, ...]
-    parts: dict[str, tuple[int, ...]]
+    parts: Mapping[str, tuple[int, ...]]
     words: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
 
