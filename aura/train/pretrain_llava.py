@@ -1,0 +1,236 @@
+"""Pretraining of the LLaVA-like model: tower, projector and language model on captions and questions.
+
+All conversations about an image are packed behind one shared prefix, exactly as AURA trains later, and the tower keeps
+its own heads' loss, so that it does not have to learn to see from words alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+from aura.data.collate import pack
+from aura.data.conversations import ConversationTokenizer
+from aura.data.images import CLIP_MEAN, CLIP_STD
+from aura.files import write_json
+from aura.model.mllm import Mllm, packed_attention_mask
+from aura.train.pretrain import Metrics
+from aura.train.pretrain_scenes import ScenePool, shuffled
+from aura.train.pretrain_text import conversations_about
+from aura.train.pretrain_tower import FEATURE_LAYER, TowerBatch, TowerHeads, stack_tower, tower_sample
+from aura.types import IMAGE_TOKEN
+
+
+def llava_config(
+    tower: CLIPVisionConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    hidden: int = 256,
+    layers: int = 4,
+    mlp: int = 512,
+) -> LlavaConfig:
+    """A LLaVA whose language model has about 3 million parameters."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
+        max_position_embeddings=1024,
+        initializer_range=0.04,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    return LlavaConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+        vision_feature_layer=FEATURE_LAYER,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=False,
+    )
+
+
+@dataclass
+class LlavaBatch:
+    """B images with all their conversations, packed; the fields are those of :class:`aura.types.Batch`."""
+
+    tower: TowerBatch
+    input_ids: torch.Tensor  # [B, L] int64
+    position_ids: torch.Tensor  # [B, L] int64
+    segment_ids: torch.Tensor  # [B, L] int64
+    target_index: torch.Tensor  # [M] int64
+    target_ids: torch.Tensor  # [M] int64
+
+
+class LlavaBatches:
+    """Makes batches from scenes: pixels, the tower's targets, and conversations written anew each time.
+
+    Args:
+        pool: The scenes.
+        categories: Names in the order of the heads' outputs.
+        tokenizer: The pretraining tokenizer; a copy is prepared, the original stays without ``[SEG]``.
+        num_image_tokens: Patches of the tower.
+    """
+
+    def __init__(
+        self, pool: ScenePool, categories: list[str], tokenizer: PreTrainedTokenizerFast, num_image_tokens: int
+    ) -> None:
+        self.pool = pool
+        self.index_of = {name: i for i, name in enumerate(categories)}
+        self.text = ConversationTokenizer(
+            copy.deepcopy(tokenizer),
+            num_image_tokens=num_image_tokens,
+            prompt_template="llava_v1",
+            max_length=512,
+            use_im_start_end=False,
+        )
+
+    def stream(self, batch_size: int, rng: np.random.Generator, pairs: int = 10) -> Iterator[LlavaBatch]:
+        """Shuffled, mirrored batches without end."""
+        order = shuffled(len(self.pool), rng)
+        while True:
+            yield self.batch([next(order) for _ in range(batch_size)], int(rng.integers(1 << 31)), pairs)
+
+    def batch(self, picked: Sequence[tuple[int, bool]], seed: int, pairs: int = 10) -> LlavaBatch:
+        """The batch of the (index, mirrored) scenes ``picked``, with conversations of ``seed``."""
+        samples, packed = [], []
+        for index, flip in picked:
+            objects = self.pool.objects(index, flip)
+            samples.append(tower_sample(self.pool.image(index, flip), objects, self.index_of))
+            talks = conversations_about(objects, index, seed, pairs)
+            packed.append(pack([self.text.conversation(talk, index) for talk in talks]))
+        length = max(len(p.input_ids) for p in packed)
+
+        def padded(name: str, value: int) -> torch.Tensor:
+            rows = [getattr(p, name) for p in packed]
+            return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+        return LlavaBatch(
+            tower=stack_tower(samples),
+            input_ids=padded("input_ids", 0),
+            position_ids=padded("position_ids", 0),
+            segment_ids=padded("segment_ids", -1),
+            target_index=torch.tensor([b * length + i for b, p in enumerate(packed) for i in p.target_index]),
+            target_ids=torch.tensor([i for p in packed for i in p.target_ids]),
+        )
+
+
+class LlavaPretrainer(nn.Module):
+    """LLaVA with the tower's throw-away heads."""
+
+    def __init__(self, config: LlavaConfig, num_categories: int) -> None:
+        super().__init__()
+        self.llava = LlavaForConditionalGeneration(config)
+        self.heads = TowerHeads(config.vision_config.hidden_size, num_categories)
+        # In a tuple, so that the shared parts are not registered twice.
+        self._parts = (Mllm(self.llava),)
+        self.low_precision = torch.cpu._is_avx512_bf16_supported()
+
+    def start_from(self, tower: nn.Module, heads: nn.Module) -> None:
+        """Take over the tower trained alone, and its heads."""
+        self.llava.model.vision_tower.load_state_dict(tower.state_dict())
+        self.heads.load_state_dict(heads.state_dict())
+
+    def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token logits [M, V] at the supervised positions, tower features [B, T, C], pooled output [B, C]."""
+        (parts,) = self._parts
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
+            seen = parts.vision_tower(batch.tower.pixels, output_hidden_states=True)
+            features = seen.hidden_states[FEATURE_LAYER][:, 1:]
+            states = parts(
+                batch.input_ids,
+                clip_features=features,
+                attention_mask=packed_attention_mask(batch.segment_ids, torch.float32),
+                position_ids=batch.position_ids,
+            )
+            logits = parts.lm_head(states.flatten(0, 1)[batch.target_index])
+        return logits.float(), features.float(), seen.pooler_output.float()
+
+    def loss(self, batch: LlavaBatch, heads_weight: float) -> tuple[torch.Tensor, Metrics]:
+        """Cross-entropy of the answers plus the weighted loss of the heads; and the terms."""
+        logits, features, pooled = self(batch)
+        text = F.cross_entropy(logits, batch.target_ids)
+        seeing, terms = self.heads.loss(features, pooled, batch.tower)
+        right = float((logits.argmax(-1) == batch.target_ids).float().mean())
+        return text + heads_weight * seeing, {"text": float(text.detach()), "token_accuracy": right, **terms}
+
+    def tower_loss(self, batch: TowerBatch) -> torch.Tensor:
+        """The heads' loss on further images, which cost little without the language model."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
+            seen = self.llava.model.vision_tower(batch.pixels, output_hidden_states=True)
+        features = seen.hidden_states[FEATURE_LAYER][:, 1:].float()
+        loss, _ = self.heads.loss(features, seen.pooler_output.float(), batch)
+        return loss
+
+
+@torch.no_grad()
+def evaluate_llava(
+    model: LlavaPretrainer, batches: Sequence[LlavaBatch], tokenizer: PreTrainedTokenizerFast, words: Sequence[str]
+) -> Metrics:
+    """On held-out scenes: loss, accuracy of tokens and of the categories' words, answers that are right to the letter.
+
+    An answer is right when each of its tokens is the likeliest after the true ones before it, which is the same as
+    greedy generation giving this very answer.
+    """
+    word_ids = torch.tensor(sorted({i for word in words for i in tokenizer.encode(f" {word}")}))
+    losses, tokens, named, exact = [], [], [], []
+    for batch in batches:
+        logits, _, _ = model(batch)
+        losses.append(F.cross_entropy(logits, batch.target_ids))
+        hits = logits.argmax(-1) == batch.target_ids
+        tokens.append(hits.float())
+        named.append(hits[torch.isin(batch.target_ids, word_ids)].float())
+        start = 0
+        for end in (batch.target_ids == tokenizer.eos_token_id).nonzero().flatten().tolist():
+            exact.append(float(hits[start : end + 1].all()))
+            start = end + 1
+    return {
+        "text": float(torch.stack(losses).mean()),
+        "token_accuracy": float(torch.cat(tokens).mean()),
+        "name_accuracy": float(torch.cat(named).mean()),
+        "exact_answers": float(np.mean(exact)),
+    }
+
+
+def export_llava(model: LlavaPretrainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save LLaVA in float16 without the heads, its tokenizer, generation defaults and image preprocessing."""
+    llava = copy.deepcopy(model.llava).half()
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    llava.generation_config = GenerationConfig(**ends, do_sample=False, max_new_tokens=128)
+    llava.save_pretrained(folder)
+    tokenizer.save_pretrained(str(folder))
+    size = llava.config.vision_config.image_size
+    preprocessing = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "do_center_crop": False,
+        "resample": 3,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+        "clip_resize": "squash",
+    }
+    write_json(folder / "preprocessor_config.json", preprocessing, indent=2)

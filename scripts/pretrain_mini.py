@@ -1,0 +1,203 @@
+"""Pretrain the mini model's backbones on generated scenes (no download, no GPU).
+
+    python scripts/pretrain_mini.py sam   --minutes 40     # the SAM-like encoder, prompt encoder and mask decoder
+    python scripts/pretrain_mini.py llava --minutes 45     # the CLIP-like tower, the Llama-like model, its tokenizer
+
+Scenes come from the "pretrain" stream (aura.data.mini), never from the benchmark's seeds or backgrounds; "val" scenes
+of another seed serve to measure. Each part keeps its scenes, checkpoint and log under --work, continues from there
+when started again, and writes a Hugging Face folder (float16) below --out every few minutes and at the end.
+The minutes are a budget: the learning rate reaches zero when they are spent. On a busy or slow machine give more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from aura.files import write_text
+from aura.train.pretrain import Metrics, Run, build_optimizers, train
+from aura.train.pretrain_llava import (
+    LlavaBatch,
+    LlavaBatches,
+    LlavaPretrainer,
+    evaluate_llava,
+    export_llava,
+    llava_config,
+)
+from aura.train.pretrain_sam import SamPretrainer, evaluate_sam, export_sam, sam_batches, sam_config, sam_loss
+from aura.train.pretrain_scenes import ScenePool
+from aura.train.pretrain_text import conversations_about, template_text, train_tokenizer
+from aura.train.pretrain_tower import TowerBatch, TowerPretrainer, evaluate_tower, tower_batches, tower_config
+
+ROOT = Path(__file__).resolve().parent.parent
+VAL_SEED_SHIFT = 7_000_000
+RECIPES = {"sam": (16, 1.5e-3), "tower": (32, 2.5e-3), "llava": (8, 2e-3)}
+"""Images per step and peak learning rate; the joint stage adds twice as many images for the tower alone."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("sam", "llava"), help="which backbone(s) to pretrain")
+    parser.add_argument("--minutes", type=float, default=40.0, help="time budget of training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of scenes, weights and order (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=ROOT / "data/mini_assets/backbones", help="receives sam/ or llava/")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/pretrain_mini", help="scenes, checkpoints and logs")
+    parser.add_argument("--assets", type=Path, default=ROOT / "data/mini_assets", help="cutouts/ and backgrounds/")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=10_000, help="distinct training scenes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes composing scenes (default: %(default)s)")
+    parser.add_argument("--tower-minutes", type=float, default=9.0, help="llava: the tower's share, trained first")
+    return parser.parse_args()
+
+
+def category_names(assets: Path) -> list[str]:
+    """The benchmark's categories in the order of their ids."""
+    entries = json.loads((assets / "categories.json").read_text(encoding="utf-8"))
+    return [entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"])]
+
+
+def scene_pools(arguments: argparse.Namespace) -> dict[str, ScenePool]:
+    """The scenes to learn from ("pretrain") and to measure on ("val")."""
+    wanted = (("pretrain", arguments.seed, arguments.scenes), ("val", arguments.seed + VAL_SEED_SHIFT, 200))
+    return {
+        split: ScenePool.build(
+            arguments.work / f"scenes_{split}",
+            arguments.assets,
+            split=split,
+            seed=seed,
+            count=count,
+            workers=arguments.workers,
+        )
+        for split, seed, count in wanted
+    }
+
+
+def pretrain_sam(arguments: argparse.Namespace) -> None:
+    """Train and export the SAM-like backbone."""
+    categories, scenes = category_names(arguments.assets), scene_pools(arguments)
+    model, batch_size = SamPretrainer(sam_config(), len(categories)), RECIPES["sam"][0]
+    run = start_run(arguments, "sam", model, adam_only=("names", "dense_head", "pos_embed", "rel_pos"))
+    held_out = sam_batches(scenes["val"], categories, batch_size=20, rng=np.random.default_rng(1))
+    held_out_batches = [next(held_out) for _ in range(10)]
+    train(
+        run,
+        sam_batches(
+            scenes["pretrain"],
+            categories,
+            batch_size=batch_size,
+            rng=np.random.default_rng((arguments.seed, run.step)),
+        ),
+        lambda batch, progress: sam_loss(model, batch),
+        images_per_batch=batch_size,
+        evaluate=lambda: evaluate_sam(model, held_out_batches),
+        export=lambda: export_sam(model, arguments.out / "sam"),
+    )
+    keep_log(run, arguments.out / "sam")
+
+
+def pretrain_tower(arguments: argparse.Namespace) -> TowerPretrainer:
+    """Train the CLIP-like tower alone, for its share of the minutes."""
+    categories, scenes = category_names(arguments.assets), scene_pools(arguments)
+    model, batch_size = TowerPretrainer(tower_config(), len(categories)), RECIPES["tower"][0]
+    run = start_run(arguments, "tower", model, ("heads", "embedding"), minutes=arguments.tower_minutes)
+    held_out = tower_batches(scenes["val"], categories, batch_size=50, rng=np.random.default_rng(1))
+    held_out_batches = [next(held_out) for _ in range(4)]
+    train(
+        run,
+        tower_batches(
+            scenes["pretrain"],
+            categories,
+            batch_size=batch_size,
+            rng=np.random.default_rng((arguments.seed, run.step, 1)),
+        ),
+        lambda batch, progress: model.loss(batch),
+        images_per_batch=batch_size,
+        evaluate=lambda: evaluate_tower(model, held_out_batches),
+        export=lambda: None,
+        evaluate_every=120.0,
+    )
+    return model
+
+
+def own_tokenizer(arguments: argparse.Namespace, scenes: ScenePool) -> PreTrainedTokenizerFast:
+    """The tokenizer, trained on conversations about the first scenes; kept beside the checkpoint."""
+    folder = arguments.work / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        words = sorted({word for name in category_names(arguments.assets) for word in name.split()})
+        first = range(min(600, len(scenes)))
+        talks = [talk for i in first for talk in conversations_about(scenes.objects(i), i, arguments.seed)]
+        train_tokenizer([template_text(talk) for talk in talks], words).save_pretrained(str(folder))
+    return PreTrainedTokenizerFast.from_pretrained(str(folder))
+
+
+def pretrain_llava(arguments: argparse.Namespace) -> None:
+    """Train the tower, then tower, projector and language model together; export them."""
+    trained_tower = pretrain_tower(arguments)
+    categories, scenes = category_names(arguments.assets), scene_pools(arguments)
+    tokenizer = own_tokenizer(arguments, scenes["pretrain"])
+    config, batch_size = llava_config(tower_config(), tokenizer), RECIPES["llava"][0]
+    model = LlavaPretrainer(config, len(categories))
+    model.start_from(trained_tower.tower, trained_tower.heads)
+    adam_only = ("heads", "embedding", "embed_tokens", "lm_head")
+    run = start_run(arguments, "llava", model, adam_only, minutes=arguments.minutes - arguments.tower_minutes)
+    makers = {name: LlavaBatches(pool, categories, tokenizer, config.image_seq_length) for name, pool in scenes.items()}
+    held_out = [makers["val"].batch([(i, False) for i in range(at, at + 20)], seed=1) for at in range(0, 200, 20)]
+    rng = np.random.default_rng((arguments.seed, run.step, 2))
+    both = zip(
+        makers["pretrain"].stream(batch_size, rng),
+        tower_batches(scenes["pretrain"], categories, batch_size=2 * batch_size, rng=rng),
+        strict=True,
+    )
+
+    def loss(batch: tuple[LlavaBatch, TowerBatch], progress: float) -> tuple[torch.Tensor, Metrics]:
+        text, terms = model.loss(batch[0], heads_weight=0.3)
+        return text + 0.7 * model.tower_loss(batch[1]), terms
+
+    train(
+        run,
+        both,
+        loss,
+        images_per_batch=batch_size,
+        evaluate=lambda: evaluate_llava(model, held_out, tokenizer, categories),
+        export=lambda: export_llava(model, tokenizer, arguments.out / "llava"),
+    )
+    keep_log(run, arguments.out / "llava", also=arguments.work / "tower/log.jsonl")
+
+
+def start_run(
+    arguments: argparse.Namespace, name: str, model: torch.nn.Module, adam_only: tuple[str, ...], minutes: float = 0.0
+) -> Run:
+    """A run under ``--work``, continued where its checkpoint stands."""
+    lr = RECIPES[name][1]
+    optimizers = build_optimizers(model, lr=lr, adam_only=adam_only)
+    run = Run(arguments.work / name, model, optimizers, minutes or arguments.minutes)
+    if run.resume():
+        print(f"{name}: continuing at step {run.step}, {run.seconds / 60:.1f} minutes spent", flush=True)
+    else:
+        settings = {"seed": arguments.seed, "budget": run.minutes, "lr": lr}
+        run.log("start", settings | {"parameters": sum(p.numel() for p in model.parameters())})
+    return run
+
+
+def keep_log(run: Run, folder: Path, also: Path | None = None) -> None:
+    """Put the log beside the weights, after that of the stage before."""
+    before = also.read_text(encoding="utf-8") if also else ""
+    write_text(folder / "pretrain_log.jsonl", before + (run.folder / "log.jsonl").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    parts: dict[str, Callable[[argparse.Namespace], None]] = {"sam": pretrain_sam, "llava": pretrain_llava}
+    parts[arguments.part](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Pretraining at toy size: losses fall, runs resume, folders load through transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast, SamModel
+
+from aura.data.images import clip_preprocessing
+from aura.masks import encode_rle
+from aura.train.pretrain import Run, build_optimizers, learning_rate_factor, orthogonalise, train
+from aura.train.pretrain_llava import LlavaBatches, LlavaPretrainer, evaluate_llava, export_llava, llava_config
+from aura.train.pretrain_sam import SamPretrainer, evaluate_sam, export_sam, sam_batches, sam_config, sam_loss
+from aura.train.pretrain_scenes import ScenePool, block_mean
+from aura.train.pretrain_text import conversations_about, rate_in_words, template_text, train_tokenizer
+from aura.train.pretrain_tower import TowerPretrainer, evaluate_tower, tower_batches, tower_config
+
+CATEGORIES = ["apple", "book", "hot dog"]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> ScenePool:
+    """Eight scenes of coloured rectangles, each half over the one before."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((8, 192, 192, 3), np.uint8)
+    lines = []
+    for image in images:
+        front = np.zeros((192, 144), np.int64)
+        amodal = []
+        for number in range(len(CATEGORIES)):
+            mask = np.zeros((192, 144), bool)
+            top, left = rng.integers(0, 100), 15 + 25 * number
+            mask[top : top + 80, left : left + 60] = True
+            amodal.append(mask)
+            front[mask] = number + 1
+            image[:, :144][mask] = 80 * (number + 1)
+        objects = [
+            {"category": name, "amodal": encode_rle(mask), "visible": encode_rle(front == number)}
+            for number, (name, mask) in enumerate(zip(CATEGORIES, amodal, strict=True), start=1)
+        ]
+        lines.append(json.dumps({"height": 192, "width": 144, "objects": objects}))
+    folder = tmp_path_factory.mktemp("pool")
+    np.save(folder / "images.npy", images)
+    (folder / "scenes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return ScenePool(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pool: ScenePool) -> PreTrainedTokenizerFast:
+    talks = [talk for i in range(len(pool)) for talk in conversations_about(pool.objects(i), i, seed=0)]
+    return train_tokenizer([template_text(talk) for talk in talks], ["apple", "book", "hot", "dog"], vocabulary=420)
+
+
+def descend(model: torch.nn.Module, loss_of, steps: int = 6, lr: float = 3e-3) -> tuple[float, float]:
+    """First and last loss of a few steps on one batch."""
+    optimizers = build_optimizers(model, lr=lr)
+    losses = []
+    for _ in range(steps):
+        loss = loss_of()
+        losses.append(float(loss.detach()))
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return losses[0], losses[-1]
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    assert learning_rate_factor(0.02) == pytest.approx(0.5)
+    assert learning_rate_factor(0.04) == pytest.approx(1.0)
+    assert learning_rate_factor(1.0) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_orthogonalised_update_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert singular.min() > 0.5 and singular.max() < 1.4
+
+
+def test_block_mean_is_the_share_of_each_block() -> None:
+    mask = np.zeros((4, 6), bool)
+    mask[:2, :2] = True
+    assert block_mean(mask, 2).tolist() == [[pytest.approx(2 / 3), 0], [0, 0]]
+
+
+def test_mirrored_scene_mirrors_image_and_masks(pool: ScenePool) -> None:
+    assert np.array_equal(pool.image(0, True), pool.image(0)[:, ::-1])
+    plain, mirrored = pool.objects(0)[2], pool.objects(0, True)[2]
+    assert np.array_equal(mirrored.visible, plain.visible[:, ::-1])
+    assert mirrored.occlusion_rate == plain.occlusion_rate == 0.0
+
+
+def test_sam_learns_and_loads(pool: ScenePool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SamPretrainer(sam_config(hidden=32, layers=3, channels=32), len(CATEGORIES))
+    batches = sam_batches(pool, CATEGORIES, batch_size=4, rng=np.random.default_rng(0))
+    batch = next(batches)
+    first, last = descend(model, lambda: sam_loss(model, batch)[0])
+    assert last < 0.9 * first
+    assert all(0 <= value <= 1 for value in evaluate_sam(model, [batch]).values())
+    export_sam(model, tmp_path / "sam")
+    loaded = SamModel.from_pretrained(tmp_path / "sam", dtype=torch.float16)
+    assert loaded.config.vision_config.num_pos_feats == 16
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.sam.state_dict()[name].half()), name
+
+
+def test_prompts_lie_on_their_objects(pool: ScenePool) -> None:
+    batch = next(sam_batches(pool, CATEGORIES, batch_size=4, rng=np.random.default_rng(1)))
+    for points, boxes, masks in zip(batch.points, batch.boxes, batch.shape_masks, strict=True):
+        for (x, y), box, mask in zip(points[:, 0].tolist(), boxes.tolist(), masks, strict=True):
+            assert mask[round((y - 0.5) / 2), round((x - 0.5) / 2)] > 0
+            assert box[0] - 5 < x < box[2] + 5 and box[1] - 5 < y < box[3] + 5
+    assert torch.allclose(batch.visible_cells.sum(1), torch.ones(4, 16, 16), atol=1e-5)
+    seen = batch.visible_cells[:, :-1]
+    assert (seen <= batch.amodal_cells + 1e-5).all() and (seen < batch.amodal_cells - 0.5).any()
+
+
+def test_tower_learns(pool: ScenePool) -> None:
+    torch.manual_seed(0)
+    model = TowerPretrainer(tower_config(hidden=32, layers=2), len(CATEGORIES))
+    batch = next(tower_batches(pool, CATEGORIES, batch_size=4, rng=np.random.default_rng(0)))
+    first, last = descend(model, lambda: model.loss(batch)[0])
+    assert last < 0.9 * first
+    assert set(evaluate_tower(model, [batch])) == {"cell_accuracy", "presence_precision", "presence_recall"}
+
+
+def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower = TowerPretrainer(tower_config(hidden=32, layers=2), len(CATEGORIES))
+    config = llava_config(tower.tower.config, tokenizer, hidden=32, layers=1, mlp=64)
+    model = LlavaPretrainer(config, len(CATEGORIES))
+    model.start_from(tower.tower, tower.heads)
+    batch = LlavaBatches(pool, CATEGORIES, tokenizer, 64).batch([(0, False), (1, True)], seed=3, pairs=4)
+    first, last = descend(model, lambda: model.loss(batch, 0.3)[0], steps=8)
+    assert last < 0.9 * first
+    measured = evaluate_llava(model, [batch], tokenizer, CATEGORIES)
+    assert measured["token_accuracy"] > 0
+
+    export_llava(model, tokenizer, tmp_path)
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float16)
+    assert torch.equal(loaded.lm_head.weight, model.llava.lm_head.weight.half())
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert clip_preprocessing(tmp_path)["clip_resize"] == "squash"
+    prompt = "USER: <image>\nWhat could I eat? ASSISTANT:"
+    for kind in (AutoTokenizer, PreTrainedTokenizerFast):
+        again = kind.from_pretrained(tmp_path)
+        assert again.encode(prompt) == tokenizer.encode(prompt)
+        assert again.encode("<image>") == [loaded.config.image_token_id]
+        assert again.decode(again.encode("Ein Käse 🧀!")) == "Ein Käse 🧀!"
+
+
+def test_conversations_never_hold_seg(pool: ScenePool, tokenizer: PreTrainedTokenizerFast) -> None:
+    talks = conversations_about(pool.objects(0), 0, seed=1)
+    text = " ".join(turn.answer for talk in talks for turn in talk.turns)
+    assert "[SEG]" not in text and "  " not in text and "apple" in text
+    assert talks[0].turns[0].answer.startswith("A photo of a ")
+    assert all(len(tokenizer.encode(f" {word}")) == 1 for word in ("apple", "book", "hot", "dog"))
+    assert [rate_in_words(r) for r in (0.0, 0.1, 0.5, 0.9)] == [
+        "fully visible",
+        "slightly hidden",
+        "partly hidden",
+        "mostly hidden",
+    ]
+
+
+def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
+    def start() -> Run:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8)
+        return Run(tmp_path, model, build_optimizers(model, lr=1e-2), minutes=1.0, max_steps=4)
+
+    run = start()
+    assert not run.resume()
+    exports = []
+    train(
+        run,
+        iter([torch.ones(2, 8)] * 4),
+        lambda batch, progress: (run.module(batch).square().mean(), {}),
+        images_per_batch=2,
+        evaluate=lambda: {"metric": 0.5},
+        export=lambda: exports.append(run.step),
+        log_every=2,
+    )
+    assert exports == [4] and [entry["kind"] for entry in run.history] == ["train", "train", "eval"]
+    again = start()
+    assert again.resume() and (again.step, again.images) == (4, 8)
+    assert torch.equal(again.module.weight, run.module.weight)
+    assert again.history == run.history
