@@ -24,8 +24,10 @@ PROTOCOLS = ["teacher_forced", "generated_order", "generated_matched"]
 
 
 @pytest.fixture
-def processor(tiny_tokenizer) -> Processor:
-    return Processor(tiny_tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4, max_length=400)
+def processor(tiny_tokenizer, tiny_model) -> Processor:
+    processor = Processor(tiny_tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4, max_length=400)
+    tiny_model.config.seg_token_id = processor.seg_token_id
+    return processor
 
 
 def make_sample(folder: Path, image_id: int, height: int, width: int) -> Sample:

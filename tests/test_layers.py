@@ -10,7 +10,7 @@ AURA = Path(__file__).parents[1] / "aura"
 
 FLOORS = [
     {"config", "types", "files", "masks", "targets", "geometry", "ranks", "typesetting"},
-    {"losses", "metrics", "typesetting", "visualize", "data"},
+    {"losses", "metrics", "visualize", "data"},
     {"model", "datagen"},
     {"inference"},
     {"evaluation", "gallery", "scoring", "report", "tables", "terminal", "web"},
