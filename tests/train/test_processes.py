@@ -1,0 +1,119 @@
+"""``train_ds.py`` as users start it: killed and continued, and on two processes of which one sees no ``[SEG]``."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from aura.data.amodal_reason_seg import AmodalReasonSeg
+from aura.data.dataset import EpochSampler
+from aura.data.sources import AnnotatedImage
+from aura.masks import encode_rle
+from aura.model import AuraModel
+from aura.train.logs import read_log
+from aura.types import AmodalObject, Conversation, Turn
+
+SCRIPT = Path(__file__).resolve().parents[2] / "train_ds.py"
+SIZE = 32
+WITHOUT_SEG = {0, 2, 4}
+
+
+@pytest.fixture
+def config(tiny_llava_dir, tiny_sam_dir, tmp_path):
+    """A YAML layer for a tiny run, and the data it names: six images, three of them without any ``[SEG]``."""
+    images, conversations = [], {}
+    for number in range(6):
+        Image.fromarray(np.full((SIZE, SIZE, 3), 40 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        mask = np.zeros((SIZE, SIZE), dtype=bool)
+        mask[number : number + 16, 8:24] = True
+        thing = AmodalObject(number + 1, "thing", encode_rle(mask), encode_rle(mask), 0.0)
+        images.append(AnnotatedImage(number, f"{number}.png", SIZE, SIZE, (thing,)))
+        turn = Turn("Is it a bus?", "No.") if number in WITHOUT_SEG else Turn("What?", "It [SEG].", (number + 1,))
+        conversations[number] = [Conversation(number + 1, (turn,))]
+    AmodalReasonSeg.build(images, conversations, source=tmp_path / "train.json").save()
+    settings = {
+        "model": {"mllm": tiny_llava_dir, "sam": tiny_sam_dir},
+        "data": {
+            "train": {"annotations": str(tmp_path / "train.json"), "images": str(tmp_path)},
+            "feature_cache": str(tmp_path / "features"),
+            "num_workers": 0,
+        },
+        "train": {
+            **{"output_dir": str(tmp_path / "run"), "steps": 8, "warmup_steps": 1, "accumulation": 1, "lr": 1e-3},
+            **{"precision": "fp32", "zero_stage": 2, "gradient_checkpointing": False, "tensorboard": False},
+            **{"log_every": 1, "checkpoint_every": 2},
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(config, *options, rank=None, world=1, port=None):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    if rank is not None:
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(SCRIPT), f"--config={config}", *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, timeout=120):
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output[-3000:]
+
+
+def losses(run):
+    return {r["step"]: (r["total"], r["grad_norm"], r["lr"]) for r in read_log(run / "log.jsonl")}
+
+
+def test_killed_run_continues_as_if_nothing_had_happened(config, tmp_path):
+    whole = start(config, "--train.output_dir", str(tmp_path / "whole"))
+    killed = start(config, "--data.feature_cache", str(tmp_path / "other"))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints" / "latest").is_file():
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    finish(whole)
+    finish(start(config))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    steps = [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl")]
+    assert steps == list(range(1, 9))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_processes_of_which_one_has_no_seg(config, tmp_path, stage):
+    seen = [
+        [bool({i for _, i in EpochSampler(6, 1, rank=r, world=2).keys(s)} & WITHOUT_SEG) for s in range(3)]
+        for r in (0, 1)
+    ]
+    assert any(a != b for a, b in zip(*seen, strict=True))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ("--train.zero_stage", str(stage), "--train.steps", "3")
+    for process in [start(config, *options, rank=rank, world=2, port=port) for rank in (0, 1)]:
+        finish(process)
+    run = tmp_path / "run"
+    assert json.loads((run / "report.json").read_text())["effective_batch"] == 2
+    assert [r["step"] for r in read_log(run / "log.jsonl")] == [1, 2, 3]
+    AuraModel.from_pretrained(run / "export")
+
+
+def test_what_does_not_fit_is_one_line(config):
+    process = start(config, "--model.sam", "nowhere")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "train_ds.py: model.sam" in output and "Traceback" not in output
