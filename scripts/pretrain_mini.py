@@ -26,6 +26,7 @@ from aura.train.pretrain_llava import (
     LlavaBatch,
     LlavaBatches,
     LlavaPretrainer,
+    evaluate_generation,
     evaluate_llava,
     export_llava,
     llava_config,
@@ -50,9 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs/pretrain_mini", help="scenes, checkpoints and logs")
     parser.add_argument("--assets", type=Path, default=ROOT / "data/mini_assets", help="cutouts/ and backgrounds/")
     parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=10_000, help="distinct training scenes (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=12_000, help="distinct training scenes (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes composing scenes (default: %(default)s)")
-    parser.add_argument("--tower-minutes", type=float, default=9.0, help="llava: the tower's share, trained first")
+    parser.add_argument("--tower-minutes", type=float, default=13.0, help="llava: the tower's share, trained first")
     return parser.parse_args()
 
 
@@ -167,6 +168,8 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
         evaluate=lambda: evaluate_llava(model, held_out, tokenizer, categories),
         export=lambda: export_llava(model, tokenizer, arguments.out / "llava"),
     )
+    run.log("generation", evaluate_generation(arguments.out / "llava", makers["val"], categories))
+    run.save()
     keep_log(run, arguments.out / "llava", also=arguments.work / "tower/log.jsonl")
 
 

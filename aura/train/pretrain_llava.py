@@ -7,6 +7,7 @@ its own heads' loss, so that it does not have to learn to see from words alone.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,37 @@ def evaluate_llava(
         "name_accuracy": float(torch.cat(named).mean()),
         "exact_answers": float(np.mean(exact)),
     }
+
+
+@torch.no_grad()
+def evaluate_generation(
+    folder: Path, batches: LlavaBatches, categories: Sequence[str], *, scenes: int = 40, seed: int = 1
+) -> Metrics:
+    """Greedy answers of an exported folder to the first questions about held-out scenes.
+
+    ``generated_exact`` is the share of answers right to the letter, ``generated_names`` of those that name exactly the
+    right categories.
+    """
+    llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    exact, named = [], []
+    for index in range(scenes):
+        objects = batches.pool.objects(index)
+        pixels = torch.from_numpy(tower_sample(batches.pool.image(index), objects, batches.index_of)[0])[None]
+        for talk in conversations_about(objects, index, seed)[:5]:
+            turn = talk.turns[0]
+            prompt = torch.tensor([batches.text.start_prompt(turn.question)])
+            ids = llava.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), pixel_values=pixels)
+            answer = tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+            exact.append(answer == turn.answer)
+            named.append(names_in(answer, categories) == names_in(turn.answer, categories))
+    return {"generated_exact": float(np.mean(exact)), "generated_names": float(np.mean(named))}
+
+
+def names_in(text: str, categories: Sequence[str]) -> set[str]:
+    """The categories that ``text`` names as whole words, the longest first ("hot dog" is no dog)."""
+    found = re.findall("|".join(rf"\b{re.escape(c)}s?\b" for c in sorted(categories, key=len, reverse=True)), text)
+    return {next(c for c in categories if match in (c, f"{c}s")) for match in found}
 
 
 def export_llava(model: LlavaPretrainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

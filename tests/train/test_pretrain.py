@@ -13,7 +13,15 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 from aura.data.images import clip_preprocessing
 from aura.masks import encode_rle
 from aura.train.pretrain import Run, build_optimizers, learning_rate_factor, orthogonalise, train
-from aura.train.pretrain_llava import LlavaBatches, LlavaPretrainer, evaluate_llava, export_llava, llava_config
+from aura.train.pretrain_llava import (
+    LlavaBatches,
+    LlavaPretrainer,
+    evaluate_generation,
+    evaluate_llava,
+    export_llava,
+    llava_config,
+    names_in,
+)
 from aura.train.pretrain_sam import SamPretrainer, evaluate_sam, export_sam, sam_batches, sam_config, sam_loss
 from aura.train.pretrain_scenes import ScenePool, block_mean
 from aura.train.pretrain_text import conversations_about, rate_in_words, template_text, train_tokenizer
@@ -136,7 +144,8 @@ def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerF
     config = llava_config(tower.tower.config, tokenizer, hidden=32, layers=1, mlp=64)
     model = LlavaPretrainer(config, len(CATEGORIES))
     model.start_from(tower.tower, tower.heads)
-    batch = LlavaBatches(pool, CATEGORIES, tokenizer, 64).batch([(0, False), (1, True)], seed=3, pairs=4)
+    maker = LlavaBatches(pool, CATEGORIES, tokenizer, 64)
+    batch = maker.batch([(0, False), (1, True)], seed=3, pairs=4)
     first, last = descend(model, lambda: model.loss(batch, 0.3)[0], steps=8)
     assert last < 0.9 * first
     measured = evaluate_llava(model, [batch], tokenizer, CATEGORIES)
@@ -147,6 +156,8 @@ def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerF
     assert torch.equal(loaded.lm_head.weight, model.llava.lm_head.weight.half())
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
     assert clip_preprocessing(tmp_path)["clip_resize"] == "squash"
+    generated = evaluate_generation(tmp_path, maker, CATEGORIES, scenes=1)
+    assert 0 <= generated["generated_exact"] <= generated["generated_names"] <= 1
     prompt = "USER: <image>\nWhat could I eat? ASSISTANT:"
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
         again = kind.from_pretrained(tmp_path)
@@ -167,6 +178,10 @@ def test_conversations_never_hold_seg(pool: ScenePool, tokenizer: PreTrainedToke
         "partly hidden",
         "mostly hidden",
     ]
+
+
+def test_names_are_whole_words() -> None:
+    assert names_in("The hot dog and two books, no applesauce.", [*CATEGORIES, "dog"]) == {"hot dog", "book"}
 
 
 def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
