@@ -15,6 +15,7 @@ from aura import tables
 from aura.config import Protocol
 from aura.files import write_json, write_text
 from aura.metrics import AnswerScore, ObjectScore, summarise
+from aura.tables import Figures
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Report:
         """Print the tables."""
         tables.show({self.name: self.as_dict()}, console)
 
-    def write(self, out_dir: str | Path, beside: Mapping[str, tables.Figures] | None = None) -> None:
+    def write(self, out_dir: str | Path, beside: Mapping[str, Figures] | None = None) -> None:
         """Write report.json, report.md, report.tex, report.csv and objects.jsonl, each atomically.
 
         ``beside`` are named figures of other methods that stand above this one in the .md, .tex and .csv tables.
@@ -86,7 +87,7 @@ class Report:
             yield {"protocol": self.protocol, **score.as_dict(), **texts}
 
 
-def write_tables(out_dir: str | Path, reports: Mapping[str, tables.Figures]) -> None:
+def write_tables(out_dir: str | Path, reports: Mapping[str, Figures]) -> None:
     """Write report.md, report.tex and report.csv of one or several named reports (figures as in ``report.json``)."""
     every = tables.all_tables(reports)
     write_text(Path(out_dir) / "report.md", "\n".join(map(tables.as_markdown, every)))
