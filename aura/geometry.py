@@ -67,7 +67,7 @@ def _centres(padded: int, cells: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(cells, device=device) + 0.5) * (padded / cells)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _upsampling(cells: int, padded: int, resized: int, original: int, device: torch.device) -> torch.Tensor:
     """[original, cells]: grid -> padded side -> crop -> original, along one axis."""
     matrix = _bilinear(resized, original) @ _bilinear(cells, padded)[:resized]
@@ -80,7 +80,7 @@ def _bilinear(size_in: int, size_out: int) -> torch.Tensor:
     return F.interpolate(torch.eye(size_in)[None], size_out, mode="linear", align_corners=False)[0].T.double()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _pooling(original: int, resized: int, padded: int, cells: int, device: torch.device) -> torch.Tensor:
     """[cells, original]: share of each pixel in the mean over each cell's part of the image; 0 rows on padding."""
     # Everything in units of original pixels: a cell is a stretch of the padded side, cut off where the image ends.

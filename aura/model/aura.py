@@ -127,7 +127,7 @@ class AuraModel(PreTrainedModel):
         hidden = self.mllm(
             batch.input_ids,
             clip_features=clip_features,
-            attention_mask=packed_attention_mask(batch.segment_ids, torch.float32),
+            attention_mask=packed_attention_mask(batch.segment_ids, self.get_input_embeddings().weight.dtype),
             position_ids=batch.position_ids,
         ).flatten(0, 1)  # [B * L, H]
         text_logits = self.mllm.lm_head(hidden[batch.target_index])  # [M, V]
