@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from aura.terminal import Terminal
 
         logging.disable_progress_bar()
+        if sys.stderr.isatty():
+            print(f"loading {args.checkpoint} ...", file=sys.stderr)
         assistant = Assistant.from_pretrained(
             args.checkpoint, args.device, args.dtype, max_new_tokens=args.max_new_tokens
         )

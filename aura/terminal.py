@@ -150,7 +150,7 @@ class Terminal:
                 failed = True
                 self._say(str(error), style="red")
             except KeyboardInterrupt:
-                self._say("\nstopped; the question is forgotten. /quit or Ctrl-D ends.", style="yellow")
+                self._say("\nstopped and forgotten; /quit or Ctrl-D ends", style="yellow")
         return 2 if failed and not typed else 0
 
     def _obey(self, line: str) -> bool:

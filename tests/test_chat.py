@@ -160,7 +160,7 @@ def test_blank_lines_are_not_questions(say, out):
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(say, answers):
     answers.append(KeyboardInterrupt())
     code, printed = say("one?", "two?")
-    assert "the question is forgotten" in printed
+    assert "stopped and forgotten" in printed
     assert "Take the bus" in printed
     assert code == 0
 
