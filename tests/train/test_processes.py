@@ -58,6 +58,21 @@ def config(tiny_llava_dir, tiny_sam_dir, tmp_path):
     return path
 
 
+# Starting takes seconds on a quiet machine; a busy one must not make a test fail.
+PATIENCE = 600
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_survives():
+    yield
+    for process in STARTED:
+        process.kill()
+    STARTED.clear()
+
+
 def start(config, *options, rank=None, world=1, port=None):
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     environment |= {"OMP_NUM_THREADS": "1"}
@@ -65,11 +80,14 @@ def start(config, *options, rank=None, world=1, port=None):
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, str(SCRIPT), f"--config={config}", *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    STARTED.append(
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    )
+    return STARTED[-1]
 
 
-def finish(process, timeout=120):
-    output, _ = process.communicate(timeout=timeout)
+def finish(process):
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output[-3000:]
 
 
@@ -80,7 +98,7 @@ def losses(run):
 def test_killed_run_continues_as_if_nothing_had_happened(config, tmp_path):
     whole = start(config, "--train.output_dir", str(tmp_path / "whole"))
     killed = start(config, "--data.feature_cache", str(tmp_path / "other"))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "run" / "checkpoints" / "latest").is_file():
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -114,6 +132,6 @@ def test_two_processes_of_which_one_has_no_seg(config, tmp_path, stage):
 
 def test_what_does_not_fit_is_one_line(config):
     process = start(config, "--model.sam", "nowhere")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "train_ds.py: model.sam" in output and "Traceback" not in output
