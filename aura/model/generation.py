@@ -189,7 +189,7 @@ def _decode_in_lockstep(
 
 def _likeliest(mllm: Mllm, tokens: AnswerTokens, states: torch.Tensor) -> torch.Tensor:
     """The next token after each state [..., H]: never the image's placeholder, which only an image may fill."""
-    logits = mllm.lm_head(states)
+    logits: torch.Tensor = mllm.lm_head(states)
     logits[..., tokens.image] = -torch.inf
     return logits.argmax(-1)
 
