@@ -187,6 +187,13 @@ def test_hidden_pixels_are_counted_as_on_decoded_masks():
     assert counts.sum() > 0
 
 
+def test_what_two_labels_share_is_not_hidden():
+    laptop, screen = box(0, 0, 10, 10), box(0, 0, 10, 6)
+    masks = [(laptop, laptop), (screen, screen), (box(5, 0, 15, 10) & ~laptop, box(5, 0, 15, 10))]
+    objects = [AmodalObject(i, "tv", encode_rle(v), encode_rle(a), 0.0) for i, (v, a) in enumerate(masks)]
+    assert hidden_pixels(objects).tolist() == [[0, 0, 50], [0, 0, 30], [0, 0, 0]]
+
+
 def test_small_overlaps_occlude_nothing_and_the_main_occluder_comes_first():
     amodal = box(0, 0, 20, 20)
     parts = [box(0, 0, 20, 1), box(0, 5, 20, 9), box(0, 15, 7, 16)]

@@ -1,6 +1,7 @@
 """Offline questions and answers, held against the masks that they speak of."""
 
 import dataclasses
+import json
 import re
 from functools import cache
 from itertools import islice
@@ -8,9 +9,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from aura.data.mini import Scene, SceneObject, load_backgrounds, load_cutouts, scene_stream
+from aura.data.mini import DEFAULT_ASSETS, Scene, SceneObject, load_backgrounds, load_cutouts, scene_stream
 from aura.data.sources import AnnotatedImage, annotated_image_from_scene
-from aura.datagen.grammar import DEGREES, degree
+from aura.datagen.grammar import degree
 from aura.datagen.knowledge import GROUPS, PURPOSES, SUPERCATEGORIES, names_category, purposes_of
 from aura.datagen.offline import generate_conversations
 from aura.masks import decode_rle
@@ -129,8 +130,12 @@ def test_no_question_occurs_twice_in_an_image():
 
 
 def test_words_for_the_degree_of_occlusion_agree_with_the_masks():
-    highs = [high for high, _ in DEGREES]
-    limits = {words: (low, high) for (high, words), low in zip(DEGREES, [0, *highs[:-1]], strict=True)}
+    limits = {
+        "slightly hidden": (0.02, 0.2),
+        "partly hidden": (0.2, 0.4),
+        "about half hidden": (0.4, 0.6),
+        "mostly hidden": (0.6, 1.0),
+    }
     checked = 0
     for truth, turn in each_turn():
         if found := re.search(
@@ -141,8 +146,7 @@ def test_words_for_the_degree_of_occlusion_agree_with_the_masks():
                 subjects = subjects[-1:]
             for annotation in subjects:
                 low, high = limits[found.group(1)]
-                assert high == 1.01 or low <= truth.rate[annotation] < high, turn
-                assert truth.rate[annotation] >= low, turn
+                assert low <= truth.rate[annotation] < high, turn
                 checked += 1
         if "fully visible" in turn.answer:
             assert all(truth.rate[i] < 0.02 for i in turn.objects), turn
@@ -331,6 +335,12 @@ def test_every_mini_category_has_a_purpose():
     assert {c for c in categories if not purposes_of(c)} == set()
 
 
+def test_groups_are_the_same_for_composed_scenes_and_for_files():
+    stored = {c["name"]: c["supercategory"] for c in json.loads((DEFAULT_ASSETS / "categories.json").read_text())}
+    grouped = {name: supercategory for name, supercategory in stored.items() if supercategory in GROUPS}
+    assert grouped == {name: SUPERCATEGORIES[name] for name in stored if name in SUPERCATEGORIES}
+
+
 def test_a_purpose_does_not_name_a_category_that_serves_it():
     for purpose in PURPOSES:
         for category in purpose.categories:
@@ -358,9 +368,14 @@ def test_naming(text, category, expected):
     ("rate", "words"),
     [
         (0.0, "fully visible"),
-        (0.1, "slightly hidden"),
-        (0.3, "partly hidden"),
-        (0.5, "about half hidden"),
+        (0.019, "fully visible"),
+        (0.02, "slightly hidden"),
+        (0.199, "slightly hidden"),
+        (0.2, "partly hidden"),
+        (0.399, "partly hidden"),
+        (0.4, "about half hidden"),
+        (0.599, "about half hidden"),
+        (0.6, "mostly hidden"),
         (1.0, "mostly hidden"),
     ],
 )
