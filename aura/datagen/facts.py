@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from pycocotools import mask as mask_util
@@ -69,6 +70,7 @@ class Facts:
         """Which fraction of the object's invisible region its labelled occluders account for."""
         return float(sum(self.hidden_share[b, index] for b in self.front[index]))
 
+    @cached_property
     def purposes(self) -> dict[int, tuple[int, ...]]:
         """Purpose number -> the objects that serve it, left to right."""
         found: dict[int, list[int]] = defaultdict(list)

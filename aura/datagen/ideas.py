@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from aura.datagen.facts import Facts
 from aura.datagen.grammar import DEGREES, FULLY_VISIBLE, degree
@@ -44,7 +45,7 @@ class Idea:
     words: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
 
-    @property
+    @cached_property
     def content(self) -> tuple[str, tuple[int, ...], str]:
         """Ideas with equal content would say the same thing twice."""
         kind = "use" if self.kind == "situation" else self.kind.removeprefix("then_")
@@ -90,7 +91,7 @@ def _verbs(purpose: Purpose) -> dict[str, str]:
 
 
 def _purpose_ideas(facts: Facts) -> Iterator[Idea]:
-    for number, members in facts.purposes().items():
+    for number, members in facts.purposes.items():
         purpose = PURPOSES[number]
         verbs = _verbs(purpose)
         several = 1.0 if len(members) == 1 else 3.0
@@ -117,7 +118,7 @@ def _purpose_ideas(facts: Facts) -> Iterator[Idea]:
 
 def _two_uses(facts: Facts) -> Iterator[Idea]:
     """Two purposes at once, served by different things."""
-    uses = [(PURPOSES[n], members) for n, members in facts.purposes().items() if not PURPOSES[n].is_ability]
+    uses = [(PURPOSES[n], members) for n, members in facts.purposes.items() if not PURPOSES[n].is_ability]
     pairs = [(a, b) for i, a in enumerate(uses) for b in uses[i + 1 :] if not set(a[1]) & set(b[1])]
     for (first, some), (second, others) in pairs:
         words = {**_verbs(first), "other_phrase": second.phrase, "other_do": second.answer_phrase}
@@ -131,7 +132,7 @@ def _clear_degree(rate: float) -> bool:
 
 
 def _relation_ideas(facts: Facts) -> Iterator[Idea]:
-    only = {members[0]: number for number, members in facts.purposes().items() if len(members) == 1}
+    only = {members[0]: number for number, members in facts.purposes.items() if len(members) == 1}
     for index in range(len(facts)):
         front, back = facts.front[index], facts.back[index]
         if facts.unique(index):
@@ -140,7 +141,7 @@ def _relation_ideas(facts: Facts) -> Iterator[Idea]:
                 yield _plain("in_front", front, 1.2, context=name)
             if back:
                 yield _plain("behind", back, 1.2, context=name)
-    for number, members in facts.purposes().items():
+    for number, members in facts.purposes.items():
         if len(members) > 1:
             continue
         focus, thing = members[0], PURPOSES[number].thing
@@ -160,7 +161,7 @@ def _groups(facts: Facts) -> Iterator[tuple[str, tuple[int, ...], float]]:
         members = tuple(i for i, s in enumerate(facts.supercategories) if s == supercategory)
         if len(members) > 1:
             yield f"the {things}", members, 1.5
-    for number, members in facts.purposes().items():
+    for number, members in facts.purposes.items():
         if len(members) > 1:
             yield PURPOSES[number].things, members, 1.0
     if len(facts) > 1:
@@ -191,7 +192,7 @@ def _comparison_ideas(facts: Facts) -> Iterator[Idea]:
 def _pair_ideas(facts: Facts) -> Iterator[Idea]:
     """One thing against another, each described by the first purpose that it alone serves."""
     described: dict[int, str] = {}
-    for number, members in facts.purposes().items():
+    for number, members in facts.purposes.items():
         if len(members) == 1:
             described.setdefault(members[0], PURPOSES[number].thing)
     for a, thing in described.items():
@@ -246,7 +247,7 @@ def follow_ups(facts: Facts, previous: Idea) -> list[Idea]:
     found = [*_about_it(facts, previous.objects[0])] if len(previous.objects) == 1 else []
     if len(previous.objects) > 1 and previous.objects == previous.parts.get("objects"):
         found += _about_them(facts, previous.objects)
-    for number, members in facts.purposes().items():
+    for number, members in facts.purposes.items():
         purpose = PURPOSES[number]
         if not set(members) & set(previous.objects):
             kind = "then_ability" if purpose.is_ability else "then_use"
