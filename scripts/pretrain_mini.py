@@ -39,7 +39,7 @@ from aura.train.pretrain_tower import TowerBatch, TowerPretrainer, evaluate_towe
 ROOT = Path(__file__).resolve().parent.parent
 VAL_SEED_SHIFT = 7_000_000
 RECIPES = {"sam": (16, 1.5e-3), "tower": (32, 2.5e-3), "llava": (8, 2e-3)}
-"""Images per step and peak learning rate; the joint stage adds twice as many images for the tower alone."""
+"""Images per step and peak learning rate; the joint stage adds four times as many images for the tower alone."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -152,7 +152,7 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
     rng = np.random.default_rng((arguments.seed, run.step, 2))
     both = zip(
         makers["pretrain"].stream(batch_size, rng),
-        tower_batches(scenes["pretrain"], categories, batch_size=2 * batch_size, rng=rng),
+        tower_batches(scenes["pretrain"], categories, batch_size=4 * batch_size, rng=rng),
         strict=True,
     )
 

@@ -196,17 +196,17 @@ def train(
     """
     run.module.train()
     clock, next_evaluation = time.monotonic() - run.seconds, run.seconds + evaluate_every
-    sums: Metrics = {}
+    recent: list[Metrics] = []
     while run.progress < 1:
         loss, terms = loss_function(next(batches), run.progress)
         run.optimize(loss)
         run.images += images_per_batch
         run.seconds = time.monotonic() - clock
-        for key, value in {"loss": float(loss.detach()), **terms}.items():
-            sums[key] = sums.get(key, 0.0) + float(value) / log_every
+        recent.append({"loss": float(loss.detach()), **terms})
         if run.step % log_every == 0:
-            run.log("train", sums | {"images_per_second": run.images / run.seconds})
-            sums = {}
+            means = {key: sum(entry[key] for entry in recent) / len(recent) for key in recent[0]}
+            run.log("train", means | {"images_per_second": run.images / run.seconds})
+            recent = []
         if run.seconds > next_evaluation or run.progress >= 1:
             run.module.eval()
             run.log("eval", evaluate())
