@@ -8,18 +8,21 @@ when it is complete, so that whatever kills a run, every ``step_*`` folder is wh
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from aura.config import Config
 from aura.files import write_json, write_text
 from aura.train.engine import Engine, Process, trained_weights, wait_for_all
+from aura.types import Sample
 
 STATE = "state.json"
 FORMAT = 1
@@ -83,7 +86,7 @@ class Checkpoints:
         wait_for_all(self.process)
         if self.process.is_main:
             sizes = {p.name: p.stat().st_size for p in sorted(unfinished.iterdir())}
-            facts = {"format": FORMAT, "step": engine.steps, "world_size": self.process.world_size, "files": sizes}
+            facts = {"format": FORMAT, "step": engine.steps, "files": sizes}
             write_json(unfinished / STATE, {**facts, **state}, indent=2)
             shutil.rmtree(final, ignore_errors=True)  # of an abandoned continuation
             unfinished.rename(final)
@@ -174,15 +177,34 @@ def read_own_state(checkpoint: Path, process: Process) -> dict[str, Any]:
     return loaded
 
 
-def important_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide what a run computes, by dotted key: all but :data:`UNIMPORTANT`."""
+def identity(
+    config: Config, process: Process, samples: Sequence[Sample], model: nn.Module
+) -> dict[str, int | float | str | bool | list[Any] | None]:
+    """What must be equal for a continued run to equal the uninterrupted one.
 
+    The number of processes, digests of the training records and of the frozen weights (which are not in a checkpoint),
+    and every setting but :data:`UNIMPORTANT`, by dotted key. Call it before DeepSpeed takes the model.
+    """
     sections = dataclasses.asdict(config)
     chosen = {
         name: {key: value for key, value in sections[name].items() if key not in unimportant}
         for name, unimportant in UNIMPORTANT.items()
     }
-    return _flatten(json.loads(json.dumps(chosen)))  # as JSON gives them back, so that they can be compared
+    records = hashlib.sha256()
+    for sample in samples:
+        records.update(repr((sample.image_id, [(c.id, c.turns) for c in sample.conversations])).encode())
+    frozen = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            flat = parameter.detach().flatten()
+            some = flat[:: max(1, flat.numel() // 1024)]  # enough to tell any two sets of weights apart
+            frozen.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return {
+        "number of processes": process.world_size,
+        "training records": f"{len(samples)} images, digest {records.hexdigest()[:12]}",
+        "frozen weights": f"digest {frozen.hexdigest()[:12]}",
+        **_flatten(json.loads(json.dumps(chosen))),  # as JSON gives them back, so that they can be compared
+    }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -192,32 +214,23 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_continuable(checkpoint: Path, config: Config, process: Process, num_samples: int) -> dict[str, Any]:
+def read_continuable(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, Any]:
     """:func:`read_state`, refusing a continuation that could not equal the uninterrupted run.
 
+    Args:
+        checkpoint: Its folder.
+        now: :func:`identity` of this run.
+
     Raises:
-        ValueError: Another number of processes or training images, or another setting that matters, with both values.
+        ValueError: Something that matters is different now; the message gives both values.
     """
     state = read_state(checkpoint)
-    world_size = process.world_size
-    start_anew = "or start a new run from its export: --model.init_from RUN/export --train.output_dir NEW"
-    if state["world_size"] != world_size:
-        raise ValueError(
-            f"{checkpoint} was written by {state['world_size']} processes and this run has {world_size}; "
-            f"use as many, {start_anew}"
-        )
-    if state["num_samples"] != num_samples:
-        raise ValueError(
-            f"{checkpoint} was trained on {state['num_samples']} images and data.train has {num_samples}; "
-            f"use the same data, {start_anew}"
-        )
-    now, then = important_settings(config), state["settings"]
-    changed = [
-        f"{key} {then.get(key)!r} -> {now.get(key)!r}" for key in sorted({*now, *then}) if now.get(key) != then.get(key)
-    ]
+    then = state["identity"]
+    changed = [f"{key}: {then.get(key)} -> {now.get(key)}" for key in {**then, **now} if now.get(key) != then.get(key)]
     if changed:
         raise ValueError(
-            f"{checkpoint} is of a run with other settings ({'; '.join(changed)}); use those, {start_anew}"
+            f"{checkpoint} is of another run than this one ({'; '.join(changed)}); go back to what it had, or start a "
+            "new run from its export: --model.init_from RUN/export --train.output_dir NEW"
         )
     return state
 

@@ -68,7 +68,8 @@ class Trainer:
         """
         found = self.checkpoints.find(self.settings.resume)
         ds.wait_for_all(self.process)
-        state = ckpt.read_continuable(found, self.config, self.process, len(self.samples)) if found else {}
+        self.identity = ckpt.identity(self.config, self.process, self.samples, self.model)
+        state = ckpt.read_continuable(found, self.identity) if found else {}
         if self.process.is_main:
             write_text(self.folder / "config.yaml", to_yaml(self.config))
         self._prepare_model()
@@ -180,8 +181,7 @@ class Trainer:
         return improved
 
     def _save(self) -> None:
-        settings = ckpt.important_settings(self.config)
-        state = {"settings": settings, "best": self.best, "seconds": self.log.seconds, "num_samples": len(self.samples)}
+        state = {"identity": self.identity, "best": self.best, "seconds": self.log.seconds}
         self.checkpoints.save(self.engine, state, {"rng": ds.rng_state(), "window": self.window.state()})
 
     def _finish(self) -> None:

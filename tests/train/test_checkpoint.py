@@ -13,13 +13,14 @@ from aura.config import Config, LoraSettings, ModelSettings, TrainSettings
 from aura.train.checkpoint import (
     Checkpoints,
     export,
-    important_settings,
+    identity,
     read_continuable,
     read_own_state,
     read_state,
     superfluous,
 )
 from aura.train.engine import Engine, start_process
+from aura.types import Sample
 
 SETTINGS = TrainSettings(steps=50, warmup_steps=2, accumulation=1, precision="fp32", zero_stage=0)
 CONFIG = Config(train=SETTINGS)
@@ -64,7 +65,7 @@ def step(engine):
 
 
 def save(checkpoints, engine, best=None):
-    state = {"settings": important_settings(CONFIG), "best": best, "num_samples": 9}
+    state = {"identity": identity(CONFIG, checkpoints.process, [], engine.module), "best": best}
     return checkpoints.save(engine, state, {"numbers": [1, 2], "tensor": torch.ones(2)})
 
 
@@ -154,26 +155,47 @@ def test_damaged_checkpoint_names_the_file(checkpoints, engine, damage):
         read_state(saved)
 
 
-def test_other_world_or_settings_are_refused(checkpoints, engine):
+def changed(**settings):
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(SETTINGS, **settings))
+
+
+def test_where_things_lie_may_change(checkpoints, engine):
     step(engine)
     saved = save(checkpoints, engine)
-    alone = checkpoints.process
-    read_continuable(saved, CONFIG, alone, 9)
-    moved = dataclasses.replace(CONFIG, train=dataclasses.replace(SETTINGS, output_dir="elsewhere", log_every=3))
-    read_continuable(saved, moved, alone, 9)
-    with pytest.raises(ValueError, match=r"written by 1 processes and this run has 2"):
-        read_continuable(saved, CONFIG, dataclasses.replace(alone, world_size=2), 9)
-    with pytest.raises(ValueError, match=r"trained on 9 images and data.train has 8"):
-        read_continuable(saved, CONFIG, alone, 8)
-    other = dataclasses.replace(CONFIG, model=ModelSettings(lora=LoraSettings(r=4)))
-    with pytest.raises(ValueError, match=r"model.lora.r 8 -> 4"):
-        read_continuable(saved, other, alone, 9)
+    moved = changed(output_dir="elsewhere", log_every=3, resume=str(saved))
+    assert read_continuable(saved, identity(moved, checkpoints.process, [], engine.module))["step"] == 1
 
 
-def test_settings_survive_json():
-    settings = important_settings(CONFIG)
-    assert json.loads(json.dumps(settings)) == settings
-    assert settings["train.lr"] == 1e-3 and "train.output_dir" not in settings
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        ({"world_size": 2}, "number of processes: 1 -> 2"),
+        ({"samples": True}, "training records: 0 images.* -> 1 images"),
+        ({"frozen": True}, "frozen weights: digest"),
+        ({"lr": 0.5}, r"train\.lr: 0\.001 -> 0\.5"),
+        ({"lora": True}, r"model\.lora\.r: 8 -> 4"),
+    ],
+)
+def test_what_matters_may_not(checkpoints, engine, difference, message):
+    step(engine)
+    saved = save(checkpoints, engine)
+    process = dataclasses.replace(checkpoints.process, world_size=difference.get("world_size", 1))
+    config = changed(lr=difference.get("lr", SETTINGS.lr))
+    if "lora" in difference:
+        config = dataclasses.replace(CONFIG, model=ModelSettings(lora=LoraSettings(r=4)))
+    samples = [Sample(1, Path("1.jpg"), 2, 2, (), ())] if "samples" in difference else []
+    if "frozen" in difference:
+        engine.module.frozen.weight.data += 1
+    with pytest.raises(ValueError, match=message):
+        read_continuable(saved, identity(config, process, samples, engine.module))
+
+
+def test_trained_weights_are_no_part_of_the_identity(checkpoints, engine):
+    before = identity(CONFIG, checkpoints.process, [], engine.module)
+    for _ in range(4):
+        step(engine)
+    assert identity(CONFIG, checkpoints.process, [], engine.module) == before
+    assert json.loads(json.dumps(before)) == before
 
 
 @pytest.mark.parametrize("stage", [0, 2])
