@@ -88,10 +88,11 @@ class AuraModel(PreTrainedModel):
         channels = config.prompt_hidden_size
         self.occlusion_condition = OcclusionConditionEncoder(channels) if config.occlusion_condition else None
         self.spatial_occlusion = SpatialOcclusionEncoder() if config.spatial_occlusion else None
-        for module in self.modules():
+        part: Any
+        for part in self.modules():
             # Every part comes initialised, by its own class or from a file; the library must not do it again.
-            tensors = itertools.chain(module.parameters(), module.buffers())
-            module._is_hf_initialized = not any(tensor.is_meta for tensor in tensors)
+            tensors = itertools.chain(part.parameters(), part.buffers())
+            part._is_hf_initialized = not any(tensor.is_meta for tensor in tensors)
         self.post_init()
         self.freeze()
 
@@ -121,13 +122,15 @@ class AuraModel(PreTrainedModel):
         with torch.no_grad():
             sam_embeddings, clip_features = batch.sam_embeddings, batch.clip_features
             if sam_embeddings is None:
+                assert batch.sam_pixels is not None, "a batch has pixels or features"
                 sam_embeddings = self._encode_sam(batch.sam_pixels)
             if clip_features is None:
+                assert batch.clip_pixels is not None, "a batch has pixels or features"
                 clip_features = self.mllm.encode_images(batch.clip_pixels)
         hidden = self.mllm(
             batch.input_ids,
             clip_features=clip_features,
-            attention_mask=packed_attention_mask(batch.segment_ids, self.get_input_embeddings().weight.dtype),
+            attention_mask=packed_attention_mask(batch.segment_ids, self.mllm.dtype),
             position_ids=batch.position_ids,
         ).flatten(0, 1)  # [B * L, H]
         text_logits = self.mllm.lm_head(hidden[batch.target_index])  # [M, V]
@@ -171,13 +174,15 @@ class AuraModel(PreTrainedModel):
         if self.spatial_occlusion is not None:
             spatial = self.spatial_occlusion(visible, amodal)  # [N, 3, h, w]
 
-        masks = MaskOutput(visible, amodal, rate, spatial)
         # SAM's quality head is trainable, as in LISA, but no loss asks for it.
         idle = [visible_quality, amodal_quality]
         if count == 0:
-            idle += [value for value in vars(masks).values() if value is not None]
-            masks = MaskOutput(**{name: None if v is None else v[:0] for name, v in vars(masks).items()})
-        return masks, sum(0.0 * value.float().mean() for value in idle)
+            idle += [value for value in (visible, amodal, rate, spatial) if value is not None]
+            visible, amodal = visible[:0], amodal[:0]
+            rate = None if rate is None else rate[:0]
+            spatial = None if spatial is None else spatial[:0]
+        unused = 0.0 * torch.stack([value.float().mean() for value in idle]).sum()
+        return MaskOutput(visible, amodal, rate, spatial), unused
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +248,7 @@ class AuraModel(PreTrainedModel):
         and E_SO. A model loaded with ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so already.
         """
         self.requires_grad_(False)
-        trained = [self.prompt_encoder.projection, self.visible_decoder, self.amodal_decoder]
+        trained: list[nn.Module | None] = [self.prompt_encoder.projection, self.visible_decoder, self.amodal_decoder]
         trained += [self.occlusion_condition, self.spatial_occlusion]
         if self.config.train_embeddings:
             trained += [self.mllm.language_model.embed_tokens, self.mllm.lm_head]
@@ -262,11 +267,10 @@ class AuraModel(PreTrainedModel):
         self.mllm.vision_tower.eval()
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Recompute the language model's layers in the backward pass; the frozen encoders have none."""
-        self.mllm.language_model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs or {"use_reentrant": False}
-        )
+        settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
+        self.mllm.language_model.gradient_checkpointing_enable(settings, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         self.mllm.language_model.gradient_checkpointing_disable()

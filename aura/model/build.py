@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
-from transformers import LlavaForConditionalGeneration
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
 from aura.data.processor import Processor, clip_preprocessing, load_tokenizer
@@ -41,8 +39,8 @@ class LoadReport:
 
     def __rich__(self) -> Table:
         table = Table(title="Weights")
-        for heading in ("part", "source"):
-            table.add_column(heading, overflow="fold")
+        table.add_column("part", no_wrap=True)
+        table.add_column("source", overflow="fold")
         for heading in ("loaded", "missing", "unexpected", "new"):
             table.add_column(heading, justify="right")
         for part in self.parts:
@@ -69,6 +67,7 @@ def build_model(
     Raises:
         ValueError: A folder is missing, damaged or of the wrong kind, or a part that should be pretrained is not.
     """
+    model: Any
     if settings.init_from is not None:
         model, processor, report = _from_export(settings, data, dtype)
     else:
@@ -80,11 +79,10 @@ def build_model(
 def _from_backbones(
     settings: ModelSettings, data: DataSettings, dtype: torch.dtype
 ) -> tuple[AuraModel, Processor, LoadReport]:
-    for name in ("mllm", "sam"):
-        if getattr(settings, name) is None:
-            raise ValueError(f"model.{name} is not set; give a folder (or model.init_from an AURA export)")
-    llava, llava_report = load_llava(settings.mllm, dtype=dtype, allow_random=settings.allow_random)
-    sam, sam_report = load_sam(settings.sam, dtype=dtype, allow_random=settings.allow_random)
+    mllm_folder = _given(settings.mllm, "model.mllm")
+    sam_folder = _given(settings.sam, "model.sam")
+    llava, llava_report = load_llava(mllm_folder, dtype=dtype, allow_random=settings.allow_random)
+    sam, sam_report = load_sam(sam_folder, dtype=dtype, allow_random=settings.allow_random)
     sam_loaded, sam_missing = set(sam.state_dict()) - set(sam_report.missing), sam_report.missing
 
     config = AuraConfig(
@@ -96,15 +94,16 @@ def _from_backbones(
         lora=_lora(settings.lora),
         train_embeddings=settings.train_embeddings,
     )
+    clip_image_size = config.llava_config.vision_config.image_size
     processor = Processor(
-        load_tokenizer(settings.mllm),
+        load_tokenizer(mllm_folder),
         **{
-            "sam_image_size": sam.config.vision_config.image_size,
-            "clip_image_size": llava.config.vision_config.image_size,
+            "sam_image_size": config.sam_config.vision_config.image_size,
+            "clip_image_size": clip_image_size,
             "num_image_tokens": config.num_image_tokens,
             "prompt_template": settings.prompt_template,
             "max_length": data.max_length,
-            **_clip_settings(settings.mllm, llava.config.vision_config.image_size),
+            **_clip_settings(mllm_folder, clip_image_size),
         },
     )
     rows = add_tokens(llava, len(processor.tokenizer), processor.seg_token_id)
@@ -112,7 +111,8 @@ def _from_backbones(
     config.llava_config, config.seg_token_id = llava.config, processor.seg_token_id
     config.eos_token_id = processor.eos_token_id
 
-    model = AuraModel(config, llava=llava, sam=sam).to(dtype)
+    model: Any = AuraModel(config, llava=llava, sam=sam)
+    model = model.to(dtype)
     parts = [dataclasses.replace(llava_report, new=rows)]
     names = {"vision_encoder": "image_encoder", "prompt_encoder": "prompt_encoder", "mask_decoder": "mask decoders"}
     for prefix, part in names.items():
@@ -127,7 +127,7 @@ def _from_backbones(
 def _from_export(
     settings: ModelSettings, data: DataSettings, dtype: torch.dtype
 ) -> tuple[AuraModel, Processor, LoadReport]:
-    folder = settings.init_from
+    folder = _given(settings.init_from, "model.init_from")
     stored = read_config(folder, "model.init_from")
     if stored.get("model_type") != AuraConfig.model_type:
         raise ValueError(
@@ -143,12 +143,12 @@ def _from_export(
     model, info = AuraModel.from_pretrained(
         folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True
     )
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    absent, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     optional = ("occlusion_condition.", "spatial_occlusion.")
-    new = tuple(key for key in missing if key.startswith(optional))
-    missing = tuple(key for key in missing if not key.startswith(optional))
-    loaded = len(model.state_dict()) - len(new) - len(missing)
-    parts = [PartReport("all", str(folder), loaded, missing, tuple(unexpected), new)]
+    new = tuple(key for key in absent if key.startswith(optional))
+    missing = tuple(key for key in absent if not key.startswith(optional))
+    loaded = len(model.state_dict()) - len(absent)
+    parts = [PartReport("all", folder, loaded, missing, tuple(unexpected), new)]
 
     wanted = _lora(settings.lora)
     if model.config.lora is not None and model.config.lora != wanted:
@@ -159,8 +159,8 @@ def _from_export(
     return model, processor, LoadReport(tuple(parts))
 
 
-def add_tokens(llava: LlavaForConditionalGeneration, vocab_size: int, *fresh_ids: int) -> tuple[str, ...]:
-    """Give the language model rows for the tokens that the tokenizer got from AURA; never remove any.
+def add_tokens(llava: Any, vocab_size: int, *fresh_ids: int) -> tuple[str, ...]:
+    """Give a ``LlavaForConditionalGeneration`` rows for the tokens that the tokenizer got from AURA; never remove any.
 
     New rows start as the mean of the old ones: a random row would disturb every softmax. ``fresh_ids`` are tokens that
     may stand on rows which padding of the vocabulary left unused; they start so too.
@@ -168,14 +168,14 @@ def add_tokens(llava: LlavaForConditionalGeneration, vocab_size: int, *fresh_ids
     Returns:
         Names of the new rows, such as ``embed_tokens[32003]``.
     """
-    old = llava.get_input_embeddings().weight.shape[0]
+    old = llava.config.text_config.vocab_size
     if vocab_size > old:
         llava.resize_token_embeddings(vocab_size, mean_resizing=False)
     rows = sorted({*range(old, vocab_size), *fresh_ids})
     kept = torch.ones(old, dtype=torch.bool)
     kept[[row for row in rows if row < old]] = False
     names = []
-    tables: dict[str, nn.Module] = {
+    tables: dict[str, Any] = {
         "embed_tokens": llava.get_input_embeddings(),
         "lm_head": llava.get_output_embeddings(),
     }
@@ -185,6 +185,12 @@ def add_tokens(llava: LlavaForConditionalGeneration, vocab_size: int, *fresh_ids
             weight[rows] = weight[:old][kept.to(weight.device)].float().mean(0).to(weight.dtype)
             names += [f"{name}[{row}]" for row in rows]
     return tuple(names)
+
+
+def _given(folder: str | None, setting: str) -> str:
+    if folder is None:
+        raise ValueError(f"{setting} is not set; give a folder (or model.init_from an AURA export)")
+    return folder
 
 
 def _clip_settings(folder: str, image_size: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class AuraConfig(PretrainedConfig):
             self.lora = {**self.lora, "targets": list(self.lora["targets"])}
         super().__post_init__(**kwargs)
 
-    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
         """The language model's config, where the library looks for vocabulary and cache sizes."""
         return self.llava_config.text_config if isinstance(self.llava_config, LlavaConfig) else self
 

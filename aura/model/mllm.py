@@ -27,10 +27,10 @@ class Mllm(nn.Module):
 
     def __init__(self, llava: LlavaForConditionalGeneration, lora: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.config = llava.config
+        self.config: Any = llava.config
         self.vision_tower = llava.model.vision_tower
         self.projector = llava.model.multi_modal_projector
-        self.language_model = llava.model.language_model
+        self.language_model: Any = llava.model.language_model
         self.lm_head = llava.lm_head
         if lora is not None:
             self.add_lora(lora)
@@ -93,6 +93,11 @@ class Mllm(nn.Module):
             use_cache=past_key_values is not None,
         )
         return output.last_hidden_state
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states, also where the linear layers are quantised."""
+        return next(self.language_model.embed_tokens.parameters()).dtype
 
     def new_cache(self) -> Cache:
         return DynamicCache(config=self.config.text_config)

@@ -14,16 +14,16 @@ class ZeroLinear(nn.Linear):
     """A linear layer that starts as 0."""
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class ZeroConv2d(nn.Conv2d):
     """A convolution that starts as 0."""
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class OcclusionConditionEncoder(nn.Module):

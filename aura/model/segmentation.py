@@ -33,7 +33,7 @@ class PromptEncoder(nn.Module):
 
     def forward(self, seg_hidden: torch.Tensor) -> torch.Tensor:
         """e_r [N, C] of states [N, H]."""
-        weight = self.projection[0].weight
+        weight = next(self.projection.parameters())
         return self.projection(seg_hidden.to(weight.device, weight.dtype))
 
     def dense(self) -> torch.Tensor:
@@ -44,9 +44,9 @@ class PromptEncoder(nn.Module):
         """Positional encoding [1, C, g, g] of the embedding grid."""
         rows, columns = self.sam.image_embedding_size
         embedding = self.sam.shared_embedding
-        place = {"device": embedding.positional_embedding.device, "dtype": torch.float32}
-        y = (torch.arange(rows, **place) + 0.5) / rows
-        x = (torch.arange(columns, **place) + 0.5) / columns
+        device = embedding.positional_embedding.device
+        y = (torch.arange(rows, device=device) + 0.5) / rows
+        x = (torch.arange(columns, device=device) + 0.5) / columns
         grid = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1)
         return embedding(grid).permute(2, 0, 1).unsqueeze(0)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, LlavaForConditionalGeneration, PreTrainedModel, SamModel
+from transformers import AutoConfig, LlavaForConditionalGeneration, SamModel
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def load_sam(folder: str | Path, *, dtype: torch.dtype, allow_random: bool = Fal
 
 
 def _load(
-    kind: type[PreTrainedModel], part: str, folder: str | Path, setting: str, dtype: torch.dtype, allow_random: bool
+    kind: Any, part: str, folder: str | Path, setting: str, dtype: torch.dtype, allow_random: bool
 ) -> tuple[Any, PartReport]:
     if not check_weight_files(folder, setting, required=not allow_random):
         model = kind(AutoConfig.from_pretrained(str(folder))).to(dtype)

@@ -58,7 +58,8 @@ def test_gradient_checkpointing_changes_nothing(tiny_model, make_sample):
     backward(tiny_model, batch)
     expected = {name: p.grad.clone() for name, p in tiny_model.trainable_parameters()}
     tiny_model.gradient_checkpointing_enable()
-    assert tiny_model.mllm.language_model.is_gradient_checkpointing
+    assert all(layer.gradient_checkpointing for layer in tiny_model.mllm.language_model.layers)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in tiny_model.image_encoder.modules())
     backward(tiny_model, batch)
     for name, parameter in tiny_model.trainable_parameters():
         assert torch.allclose(parameter.grad, expected[name], atol=1e-6), name
