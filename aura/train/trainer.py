@@ -89,7 +89,7 @@ class Trainer:
         return 128 + stopped_by if stopped_by else 0
 
     def _prepare_model(self) -> None:
-        self.model.to(self.process.device)
+        self.model.to(self.process.device)  # type: ignore[arg-type]
         self.cache = open_cache(self.config.data.feature_cache, self.model, self.processor)
         if self.cache is not None:
             paths = [sample.image_path for sample in [*self.samples, *self.val_samples]]
@@ -170,7 +170,7 @@ class Trainer:
         """Score the model; true if it is the best so far."""
         if not self.val_samples:
             return False
-        report = validate(self.engine.module, self.processor, self.val_samples, self.cache)
+        report = validate(self.model, self.processor, self.val_samples, self.cache)
         self.log.write("val", step, report)
         key = self.settings.best_metric
         score = look_up(report, key)
