@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -136,7 +138,10 @@ class Run:
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            peaks = [group["peak"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak"] = peak
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         self.history = [json.loads(line) for line in state["history"]]
         return True
@@ -179,6 +184,28 @@ class Run:
         self.step += 1
 
 
+def ahead(batches: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+    """The same batches, made in a thread while the step before runs (the arithmetic does not hold Python's lock)."""
+    waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                waiting.put((batch, None))
+            waiting.put((None, StopIteration()))
+        except BaseException as error:  # raised again where the batch is wanted
+            waiting.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        batch, error = waiting.get()
+        if isinstance(error, StopIteration):
+            return
+        if error is not None:
+            raise error
+        yield batch
+
+
 def train(
     run: Run,
     batches: Iterator[Any],
@@ -196,6 +223,7 @@ def train(
     """
     run.module.train()
     clock, next_evaluation = time.monotonic() - run.seconds, run.seconds + evaluate_every
+    batches = ahead(batches)
     recent: list[Metrics] = []
     while run.progress < 1:
         loss, terms = loss_function(next(batches), run.progress)

@@ -1,7 +1,9 @@
 """Pretraining of the LLaVA-like model: tower, projector and language model on captions and questions.
 
-All conversations about an image are packed behind one shared prefix, exactly as AURA trains later, and the tower keeps
-its own heads' loss, so that it does not have to learn to see from words alone.
+All conversations about an image are packed behind one shared prefix, exactly as AURA trains later. Two more losses make
+up for the few images: the tower keeps its own heads', so that it does not have to learn to see from words alone; and
+the language model's state at every image token must say the word for what is there, so that answers only need to look
+at the right place.
 """
 
 from __future__ import annotations
@@ -140,8 +142,11 @@ class LlavaBatches:
 class LlavaPretrainer(nn.Module):
     """LLaVA with the tower's throw-away heads."""
 
-    def __init__(self, config: LlavaConfig, num_categories: int) -> None:
+    def __init__(self, config: LlavaConfig, categories: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
+        num_categories = len(categories)
+        first_tokens = [tokenizer.encode(f" {name}")[0] for name in categories]
+        self.register_buffer("words", torch.tensor([*first_tokens, tokenizer.pad_token_id]), persistent=False)
         self.llava = LlavaForConditionalGeneration(config)
         self.heads = TowerHeads(config.vision_config.hidden_size, num_categories)
         # In a tuple, so that the shared parts are not registered twice.
@@ -153,8 +158,10 @@ class LlavaPretrainer(nn.Module):
         self.llava.model.vision_tower.load_state_dict(tower.state_dict())
         self.heads.load_state_dict(heads.state_dict())
 
-    def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token logits [M, V] at the supervised positions, tower features [B, T, C], pooled output [B, C]."""
+    def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token logits [M, V] at the supervised positions and [B T, V] at the image's, tower features [B, T, C],
+        pooled output [B, C].
+        """
         (parts,) = self._parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
             seen = parts.vision_tower(batch.tower.pixels, output_hidden_states=True)
@@ -166,15 +173,29 @@ class LlavaPretrainer(nn.Module):
                 position_ids=batch.position_ids,
             )
             logits = parts.lm_head(states.flatten(0, 1)[batch.target_index])
-        return logits.float(), features.float(), seen.pooler_output.float()
+            at_image = parts.lm_head(states[batch.input_ids == self.llava.config.image_token_id])
+        return logits.float(), at_image.float(), features.float(), seen.pooler_output.float()
 
     def loss(self, batch: LlavaBatch, heads_weight: float) -> tuple[torch.Tensor, Metrics]:
-        """Cross-entropy of the answers plus the weighted loss of the heads; and the terms."""
-        logits, features, pooled = self(batch)
+        """Cross-entropy of the answers and of the image tokens' words, the weighted loss of the heads; the terms."""
+        logits, at_image, features, pooled = self(batch)
         text = F.cross_entropy(logits, batch.target_ids)
+        words = self.word_loss(at_image, batch.tower)
         seeing, terms = self.heads.loss(features, pooled, batch.tower)
         right = float((logits.argmax(-1) == batch.target_ids).float().mean())
-        return text + heads_weight * seeing, {"text": float(text.detach()), "token_accuracy": right, **terms}
+        terms = {"text": float(text.detach()), "token_accuracy": right, "words": float(words.detach()), **terms}
+        return text + 0.5 * words + heads_weight * seeing, terms
+
+    def word_loss(self, logits: torch.Tensor, batch: TowerBatch) -> torch.Tensor:
+        """Cross-entropy of the word at each image token [B T, V]: the category seen there, or hidden there (half)."""
+        seen = F.avg_pool2d(batch.seen, 2)
+        hidden = (F.avg_pool2d(batch.reaching, 2) - seen[:, :-1]).clamp(min=0)
+        target = torch.cat([seen[:, :-1] + 0.5 * hidden, seen[:, -1:]], dim=1)
+        target = target.flatten(2).transpose(1, 2).flatten(0, 1)  # [B T, Y + 1], rows of patches as in the sequence
+        target = target / target.sum(1, keepdim=True)
+        weight = 1 - 0.8 * target[:, -1]  # most of a photo is background
+        entropy = -(target * logits.log_softmax(-1)[:, self.words]).sum(1)
+        return (weight * entropy).sum() / weight.sum()
 
     def tower_loss(self, batch: TowerBatch) -> torch.Tensor:
         """The heads' loss on further images, which cost little without the language model."""
@@ -197,7 +218,7 @@ def evaluate_llava(
     word_ids = torch.tensor(sorted({i for word in words for i in tokenizer.encode(f" {word}")}))
     losses, tokens, named, exact = [], [], [], []
     for batch in batches:
-        logits, _, _ = model(batch)
+        logits, *_ = model(batch)
         losses.append(F.cross_entropy(logits, batch.target_ids))
         hits = logits.argmax(-1) == batch.target_ids
         tokens.append(hits.float())

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 
 from aura.data.images import clip_preprocessing
 from aura.masks import encode_rle
-from aura.train.pretrain import Run, build_optimizers, learning_rate_factor, orthogonalise, train
+from aura.train.pretrain import Run, ahead, build_optimizers, learning_rate_factor, orthogonalise, train
 from aura.train.pretrain_llava import (
     LlavaBatches,
     LlavaPretrainer,
@@ -142,7 +142,7 @@ def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerF
     torch.manual_seed(0)
     tower = TowerPretrainer(tower_config(hidden=32, layers=2), len(CATEGORIES))
     config = llava_config(tower.tower.config, tokenizer, hidden=32, layers=1, mlp=64)
-    model = LlavaPretrainer(config, len(CATEGORIES))
+    model = LlavaPretrainer(config, CATEGORIES, tokenizer)
     model.start_from(tower.tower, tower.heads)
     maker = LlavaBatches(pool, CATEGORIES, tokenizer, 64)
     batch = maker.batch([(0, False), (1, True)], seed=3, pairs=4)
@@ -182,6 +182,18 @@ def test_conversations_never_hold_seg(pool: ScenePool, tokenizer: PreTrainedToke
 
 def test_names_are_whole_words() -> None:
     assert names_in("The hot dog and two books, no applesauce.", [*CATEGORIES, "dog"]) == {"hot dog", "book"}
+
+
+def test_batches_made_ahead_keep_order_and_errors() -> None:
+    def batches():
+        yield from range(5)
+        raise ValueError("scene 5 is broken")
+
+    found = []
+    with pytest.raises(ValueError, match="scene 5"):
+        for batch in ahead(batches()):
+            found.append(batch)
+    assert found == list(range(5)) and list(ahead(iter("ab"))) == ["a", "b"]
 
 
 def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
