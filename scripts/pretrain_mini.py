@@ -38,7 +38,7 @@ from aura.train.pretrain_tower import TowerBatch, TowerPretrainer, evaluate_towe
 
 ROOT = Path(__file__).resolve().parent.parent
 VAL_SEED_SHIFT = 7_000_000
-RECIPES = {"sam": (16, 1.5e-3), "tower": (32, 2.5e-3), "llava": (8, 4e-3)}
+RECIPES = {"sam": (16, 1.5e-3), "tower": (32, 2.5e-3), "llava": (4, 4e-3)}
 """Images per step and peak learning rate; the joint stage adds four times as many images for the tower alone."""
 
 
@@ -145,7 +145,7 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
     config, batch_size = llava_config(tower_config(), tokenizer), RECIPES["llava"][0]
     model = LlavaPretrainer(config, categories, tokenizer)
     model.start_from(trained_tower.tower, trained_tower.heads)
-    adam_only = ("heads", "embedding", "embed_tokens", "lm_head")
+    adam_only = ("heads", "grounding", "embedding", "embed_tokens", "lm_head")
     run = start_run(arguments, "llava", model, adam_only, minutes=arguments.minutes - arguments.tower_minutes)
     makers = {name: LlavaBatches(pool, categories, tokenizer, config.image_seq_length) for name, pool in scenes.items()}
     held_out = [makers["val"].batch([(i, False) for i in range(at, at + 20)], seed=1) for at in range(0, 200, 20)]

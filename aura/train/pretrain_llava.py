@@ -1,9 +1,10 @@
 """Pretraining of the LLaVA-like model: tower, projector and language model on captions and questions.
 
-All conversations about an image are packed behind one shared prefix, exactly as AURA trains later. Two more losses make
-up for the few images: the tower keeps its own heads', so that it does not have to learn to see from words alone; and
+All conversations about an image are packed behind one shared prefix, exactly as AURA trains later. Three more losses
+make up for the few images: the tower keeps its own heads', so that it does not have to learn to see from words alone;
 the language model's state at every image token must say the word for what is there, so that answers only need to look
-at the right place.
+at the right place; and its state at the last word of an object's name must tell which category is meant and roughly
+where it lies (grounding, as the region tasks of large models teach it). No ``[SEG]`` and no mask is learned here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,14 @@ from transformers import (
 )
 
 from aura.data.collate import pack
-from aura.data.conversations import ConversationTokenizer
+from aura.data.conversations import ConversationTokenizer, TokenizedConversation
 from aura.data.images import CLIP_MEAN, CLIP_STD
 from aura.files import write_json
 from aura.model.mllm import Mllm, packed_attention_mask
 from aura.train.pretrain import Metrics
-from aura.train.pretrain_scenes import ScenePool, shuffled
-from aura.train.pretrain_text import conversations_about
-from aura.train.pretrain_tower import FEATURE_LAYER, TowerBatch, TowerHeads, stack_tower, tower_sample
+from aura.train.pretrain_scenes import PooledObject, ScenePool, block_mean, shuffled
+from aura.train.pretrain_text import conversations_about, without_marks
+from aura.train.pretrain_tower import CELLS, FEATURE_LAYER, TowerBatch, TowerHeads, stack_tower, tower_sample
 from aura.types import IMAGE_TOKEN
 
 
@@ -84,6 +85,9 @@ class LlavaBatch:
     segment_ids: torch.Tensor  # [B, L] int64
     target_index: torch.Tensor  # [M] int64
     target_ids: torch.Tensor  # [M] int64
+    name_index: torch.Tensor  # [N] int64, positions of the last token of each object's name
+    name_category: torch.Tensor  # [N] int64
+    name_places: torch.Tensor  # [N, 2 T], visible and amodal share of each patch
 
 
 class LlavaBatches:
@@ -117,12 +121,15 @@ class LlavaBatches:
 
     def batch(self, picked: Sequence[tuple[int, bool]], seed: int, pairs: int = 10) -> LlavaBatch:
         """The batch of the (index, mirrored) scenes ``picked``, with conversations of ``seed``."""
-        samples, packed = [], []
+        samples, packed, named = [], [], []
         for index, flip in picked:
             objects = self.pool.objects(index, flip)
             samples.append(tower_sample(self.pool.image(index, flip), objects, self.index_of))
             talks = conversations_about(objects, index, seed, pairs)
-            packed.append(pack([self.text.conversation(talk, index) for talk in talks]))
+            packed.append(
+                pack([unmarked(self.text.conversation(talk, index), self.text.seg_token_id) for talk in talks])
+            )
+            named += [objects[i - 1] for talk in talks for turn in talk.turns for i in turn.objects]
         length = max(len(p.input_ids) for p in packed)
 
         def padded(name: str, value: int) -> torch.Tensor:
@@ -136,7 +143,41 @@ class LlavaBatches:
             segment_ids=padded("segment_ids", -1),
             target_index=torch.tensor([b * length + i for b, p in enumerate(packed) for i in p.target_index]),
             target_ids=torch.tensor([i for p in packed for i in p.target_ids]),
+            name_index=torch.tensor([b * length + i - 1 for b, p in enumerate(packed) for i in p.seg_index]),
+            name_category=torch.tensor([self.index_of[obj.category] for obj in named]),
+            name_places=torch.from_numpy(np.stack([places(obj) for obj in named])),
         )
+
+
+def unmarked(tokens: TokenizedConversation, seg_token_id: int) -> TokenizedConversation:
+    """The conversation without its ``[SEG]`` tokens; ``seg_positions`` then point behind each object's name."""
+    kept = [t for t, token in enumerate(tokens.input_ids) if token != seg_token_id]
+    return replace(
+        tokens,
+        input_ids=[tokens.input_ids[t] for t in kept],
+        target_mask=[tokens.target_mask[t] for t in kept],
+        seg_positions=[position - number for number, position in enumerate(tokens.seg_positions)],
+    )
+
+
+def places(obj: PooledObject) -> np.ndarray:
+    """Visible and amodal share of each patch of the squashed image, float32 [2 T]."""
+    return np.concatenate([block_mean(mask, CELLS // 2).ravel() for mask in (obj.visible, obj.amodal)])
+
+
+class GroundingHead(nn.Module):
+    """Throw-away: category and place of the object whose name just ended, from the language model's state."""
+
+    def __init__(self, hidden: int, num_categories: int, num_patches: int) -> None:
+        super().__init__()
+        self.category = nn.Linear(hidden, num_categories)
+        self.places = nn.Linear(hidden, 2 * num_patches)
+
+    def loss(self, states: torch.Tensor, batch: LlavaBatch) -> tuple[torch.Tensor, Metrics]:
+        """From states [N, H]."""
+        category = F.cross_entropy(self.category(states), batch.name_category)
+        place = F.binary_cross_entropy_with_logits(self.places(states), batch.name_places)
+        return category + 4 * place, {"category": float(category.detach()), "place": float(place.detach())}
 
 
 class LlavaPretrainer(nn.Module):
@@ -149,6 +190,7 @@ class LlavaPretrainer(nn.Module):
         self.register_buffer("words", torch.tensor([*first_tokens, tokenizer.pad_token_id]), persistent=False)
         self.llava = LlavaForConditionalGeneration(config)
         self.heads = TowerHeads(config.vision_config.hidden_size, num_categories)
+        self.grounding = GroundingHead(config.text_config.hidden_size, num_categories, config.image_seq_length)
         # In a tuple, so that the shared parts are not registered twice.
         self._parts = (Mllm(self.llava),)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
@@ -158,9 +200,9 @@ class LlavaPretrainer(nn.Module):
         self.llava.model.vision_tower.load_state_dict(tower.state_dict())
         self.heads.load_state_dict(heads.state_dict())
 
-    def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token logits [M, V] at the supervised positions and [B T, V] at the image's, tower features [B, T, C],
-        pooled output [B, C].
+    def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, ...]:
+        """Token logits [M, V] at the supervised positions and [B T, V] at the image's, states [N, H] at the names,
+        tower features [B, T, C], pooled output [B, C].
         """
         (parts,) = self._parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
@@ -173,26 +215,32 @@ class LlavaPretrainer(nn.Module):
                 position_ids=batch.position_ids,
             )
             logits = parts.lm_head(states.flatten(0, 1)[batch.target_index])
-            at_image = parts.lm_head(states[batch.input_ids == self.llava.config.image_token_id])
-        return logits.float(), at_image.float(), features.float(), seen.pooler_output.float()
+            spoken = states[batch.input_ids == self.llava.config.image_token_id]
+            entering = parts.language_model.norm(parts.projector(features)).flatten(0, 1)
+            at_image = parts.lm_head(torch.cat([entering, spoken]))
+        names = states.flatten(0, 1)[batch.name_index]
+        return logits.float(), at_image.float(), names.float(), features.float(), seen.pooler_output.float()
 
     def loss(self, batch: LlavaBatch, heads_weight: float) -> tuple[torch.Tensor, Metrics]:
-        """Cross-entropy of the answers and of the image tokens' words, the weighted loss of the heads; the terms."""
-        logits, at_image, features, pooled = self(batch)
+        """Cross-entropy of the answers and of the image tokens' words, grounding, the weighted loss of the heads; the
+        terms.
+        """
+        logits, at_image, names, features, pooled = self(batch)
         text = F.cross_entropy(logits, batch.target_ids)
         words = self.word_loss(at_image, batch.tower)
         seeing, terms = self.heads.loss(features, pooled, batch.tower)
+        grounding, placed = self.grounding.loss(names, batch)
         right = float((logits.argmax(-1) == batch.target_ids).float().mean())
-        terms = {"text": float(text.detach()), "token_accuracy": right, "words": float(words.detach()), **terms}
-        return text + 0.5 * words + heads_weight * seeing, terms
+        terms = {"text": float(text.detach()), "token_accuracy": right, "words": float(words.detach())} | placed | terms
+        return text + 0.5 * words + 0.5 * grounding + heads_weight * seeing, terms
 
     def word_loss(self, logits: torch.Tensor, batch: TowerBatch) -> torch.Tensor:
-        """Cross-entropy of the word at each image token [B T, V]: the category seen there, or hidden there (half)."""
+        """Cross-entropy of the word at each image token [2 B T, V]: the category seen there, or hidden there (half)."""
         seen = F.avg_pool2d(batch.seen, 2)
         hidden = (F.avg_pool2d(batch.reaching, 2) - seen[:, :-1]).clamp(min=0)
         target = torch.cat([seen[:, :-1] + 0.5 * hidden, seen[:, -1:]], dim=1)
         target = target.flatten(2).transpose(1, 2).flatten(0, 1)  # [B T, Y + 1], rows of patches as in the sequence
-        target = target / target.sum(1, keepdim=True)
+        target = (target / target.sum(1, keepdim=True)).repeat(2, 1)
         weight = 1 - 0.8 * target[:, -1]  # most of a photo is background
         entropy = -(target * logits.log_softmax(-1)[:, self.words]).sum(1)
         return (weight * entropy).sum() / weight.sum()
@@ -255,8 +303,9 @@ def evaluate_generation(
             prompt = torch.tensor([batches.text.start_prompt(turn.question)])
             ids = llava.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), pixel_values=pixels)
             answer = tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-            exact.append(answer == turn.answer)
-            named.append(names_in(answer, categories) == names_in(turn.answer, categories))
+            true = without_marks(turn.answer)
+            exact.append(answer == true)
+            named.append(names_in(answer, categories) == names_in(true, categories))
     return {"generated_exact": float(np.mean(exact)), "generated_names": float(np.mean(named))}
 
 

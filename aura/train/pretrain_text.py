@@ -1,4 +1,7 @@
-"""Words for pretraining the language model: captions, questions and answers without ``[SEG]``, and a tokenizer."""
+"""Words for pretraining the language model: captions, questions and answers, and a tokenizer.
+
+``[SEG]`` marks say which words name which object; they are taken out before the language model reads a sentence.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,10 @@ def rate_in_words(rate: float) -> str:
 def caption(objects: Sequence[PooledObject], rng: np.random.Generator) -> Turn:
     """All objects in the order of their centres from left to right, each with how hidden it is."""
     centres = [float(np.nonzero(o.visible)[1].mean()) for o in objects]
-    parts = [f"a {objects[i].category}, {rate_in_words(objects[i].occlusion_rate)}" for i in np.argsort(centres)]
+    order = [int(i) for i in np.argsort(centres)]
+    parts = [f"a {objects[i].category} {SEG_TOKEN}, {rate_in_words(objects[i].occlusion_rate)}" for i in order]
     request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
-    return Turn(request, f"A photo of {'; '.join(parts)}.")
+    return Turn(request, f"A photo of {'; '.join(parts)}.", tuple(i + 1 for i in order))
 
 
 def annotated(objects: Sequence[PooledObject], image_id: int) -> AnnotatedImage:
@@ -53,13 +57,15 @@ def annotated(objects: Sequence[PooledObject], image_id: int) -> AnnotatedImage:
 def conversations_about(
     objects: Sequence[PooledObject], image_id: int, seed: int, pairs: int = 10
 ) -> list[Conversation]:
-    """A caption and ``pairs`` question-answer pairs, whose ``[SEG]`` marks are removed."""
+    """A caption and ``pairs`` question-answer pairs; object ``i`` of a turn is ``objects[i - 1]``."""
     rng = np.random.default_rng([seed, image_id])
-    talks = [Conversation(0, (caption(objects, rng),))]
-    for talk in generate_conversations(annotated(objects, image_id), pairs=pairs, seed=seed):
-        turns = tuple(Turn(turn.question, turn.answer.replace(f" {SEG_TOKEN}", "")) for turn in talk.turns)
-        talks.append(Conversation(len(talks), turns))
-    return talks
+    talks = generate_conversations(annotated(objects, image_id), pairs=pairs, seed=seed, first_id=1)
+    return [Conversation(0, (caption(objects, rng),)), *talks]
+
+
+def without_marks(answer: str) -> str:
+    """The answer as the language model reads it."""
+    return answer.replace(f" {SEG_TOKEN}", "")
 
 
 def train_tokenizer(texts: Sequence[str], words: Sequence[str], vocabulary: int = 1000) -> PreTrainedTokenizerFast:
@@ -97,5 +103,5 @@ def train_tokenizer(texts: Sequence[str], words: Sequence[str], vocabulary: int 
 
 def template_text(talk: Conversation) -> str:
     """A conversation as the llava_v1 template writes it, for the tokenizer's statistics."""
-    turns = [(turn.question, turn.answer) for turn in talk.turns]
+    turns = [(turn.question, without_marks(turn.answer)) for turn in talk.turns]
     return render(get_template("llava_v1"), turns, image="", bos="", eos="").text
