@@ -61,7 +61,7 @@ class ModelSettings:
         sam: SAM weights: a Hugging Face folder, or an official ``.pth`` file.
         init_from: An AURA export to start from instead of the three above.
         prompt_template: Conversation template: ``llava_v1``, ``llava_llama_2``, ...
-        seg_state: Hidden state that stands for ``[SEG]``: ``before`` it (the state that predicts it, as LISA) or ``at`` it.
+        seg_state: Hidden state that stands for ``[SEG]``: ``before`` it (it predicts it, as in LISA) or ``at`` it.
         occlusion_condition: Use the occlusion condition encoder E_OC (and its occlusion rate).
         spatial_occlusion: Use the spatial occlusion encoder E_SO.
         train_embeddings: Train the token embeddings and the language model's head, as LISA does.

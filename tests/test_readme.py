@@ -1,0 +1,73 @@
+"""What the README and the docs promise exists: files, options, make targets, and a tree that is the tree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"\b((?:scripts/)?[a-z_]+\.py)((?:[ \\\n]+(?!`)[^\s`|]+)*)")
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Each script call of a page, as (script, options)."""
+    code = re.findall(r"```(?:bash|sh)?\n(.*?)```|`([^`\n]+)`|((?:^(?: {4}).*\n)+)", page.read_text(), re.S | re.M)
+    found = []
+    for block in ("".join(parts) for parts in code):
+        for script, rest in COMMAND.findall(block.replace("\\\n", " ")):
+            found.append((script, re.findall(r"(--[a-zA-Z_.-]+)", rest.split("\n")[0])))
+    return found
+
+
+@cache
+def help_of(script: str) -> str:
+    run = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_scripts_and_options_exist(page):
+    for script, options in commands(page):
+        assert (ROOT / script).is_file(), f"{page.name} calls {script}"
+        for option in options:
+            assert re.search(rf"{re.escape(option)}\b", help_of(script)), f"{page.name}: {script} has no {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^ {4}|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), f"the README says make {target}"
+
+
+def test_the_annotated_tree_is_the_tree():
+    tree = re.search(r"## What is where\n+```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert tree, "the README has no annotated tree"
+    named, folder = set(), ""
+    for line in tree.group(1).splitlines():
+        depth, first = len(line) - len(line.lstrip()), line.split()[0] if line.split() else ""
+        if not first:
+            continue
+        if depth == 0:
+            folder = first if first.endswith("/") else ""
+            named.add(first)
+        elif depth == 2 and first.endswith("/"):
+            sub = first
+            named.add(folder + sub)
+        else:
+            named.add(folder + (sub if depth > 2 else "") + first)
+    for name in named:
+        assert (ROOT / name).exists(), f"the README's tree names {name}"
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "aura").rglob("*.py") if p.name != "__init__.py"}
+    assert modules <= named, f"the README's tree lacks {sorted(modules - named)}"
