@@ -86,7 +86,8 @@ def build_optimizers(
         adam_only: Parts of parameter names that AdamW takes although they are matrices (embeddings, heads).
     """
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    hidden, other = [], []
+    hidden: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
     for name, param in module.named_parameters():
         if not param.requires_grad:
             continue

@@ -201,8 +201,8 @@ class LlavaPretrainer(nn.Module):
         self.heads.load_state_dict(heads.state_dict())
 
     def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, ...]:
-        """Token logits [M, V] at the supervised positions and [B T, V] at the image's, states [N, H] at the names,
-        tower features [B, T, C], pooled output [B, C].
+        """Token logits [M, V] at the supervised positions and [2 B T, V] at the image's (as they enter the language
+        model and as they leave it), states [N, H] at the names, tower features [B, T, C], pooled output [B, C].
         """
         (parts,) = self._parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
