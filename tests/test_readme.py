@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"\b((?:scripts/)?[a-z_]+\.py)((?:[ \\\n]+(?!`)[^\s`|]+)*)")
+COMMAND = re.compile(r"(?<![\w/])((?:scripts/)?[a-z_]+\.py)((?:[ \\\n]+(?!`)[^\s`|]+)*)")
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
@@ -21,7 +21,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     found = []
     for block in ("".join(parts) for parts in code):
         for script, rest in COMMAND.findall(block.replace("\\\n", " ")):
-            found.append((script, re.findall(r"(--[a-zA-Z_.-]+)", rest.split("\n")[0])))
+            found.append((script, re.findall(r"(--[a-zA-Z_.-]*[a-zA-Z_])", rest.split("\n")[0])))
     return found
 
 
@@ -47,7 +47,7 @@ def test_links_lead_somewhere(page):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:^ {4}|`)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
+    for target in re.findall(r"(?:^ {4}|`)make ([a-z][a-z-]*)", (ROOT / "README.md").read_text(), re.M):
         assert re.search(rf"^{target}:", makefile, re.M), f"the README says make {target}"
 
 
