@@ -10,8 +10,6 @@ MINI   := data/mini
 QUICK  := data/mini_quick
 QUESTION ?= What could I eat here?
 
-# One rank uses all cores; waiting threads sleep instead of spinning.
-export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 

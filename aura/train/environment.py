@@ -22,8 +22,10 @@ def prepare() -> None:
         os.environ.update(single)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
     os.environ.setdefault("LOCAL_RANK", "0")
-    # Read once, when OpenMP loads: idle threads that spin take the processor from others on a shared machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read once, when OpenMP loads. A single process keeps OpenMP's default, a short spin between operations (a third
+    # faster here than sleeping at once); several processes on one machine would take the cores from each other.
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _keep_freed_memory()
 
