@@ -36,8 +36,9 @@ def test_the_7b_file_names_every_setting():
 
 def test_the_mini_run_is_the_paper_s_recipe_at_laptop_size():
     mini, paper = load_config(CONFIGS / "mini.yaml"), Config()
-    same = {"r": paper.model.lora.r, "alpha": paper.model.lora.alpha, "targets": paper.model.lora.targets}
-    assert dataclasses.replace(mini.model.lora, **same) == paper.model.lora
+    lora = paper.model.lora
+    same = {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": lora.targets}
+    assert dataclasses.replace(mini.model.lora, **same) == lora
     assert mini.model.train_embeddings and mini.model.seg_state == paper.model.seg_state
     assert dataclasses.replace(mini.loss, mask_resolution=paper.loss.mask_resolution) == paper.loss
     assert mini.model.occlusion_condition and mini.model.spatial_occlusion
