@@ -129,7 +129,7 @@ def main() -> None:
     packed, separate = bench.batches(packed=True), bench.batches(packed=False)
     comparisons: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         (
-            "shared prefix: language model, forward and backward",
+            "shared prefix: forward pass, backward of the text loss",
             lambda: bench.language_step(separate),
             lambda: bench.language_step(packed),
         ),
