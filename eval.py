@@ -6,7 +6,6 @@ With ``torchrun --nproc-per-node N eval.py ...`` N processes share the images.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
         fingerprint = model.encoder_fingerprint() + processor.image_fingerprint()
         cache = FeatureCache(options.feature_cache, fingerprint)
 
+    is_main = ranks.rank_and_world()[0] == 0
     figures, several = {}, len(options.protocol) > 1
     for protocol in options.protocol:
         gallery, predictions = Gallery(options.num), PredictionFile()
@@ -83,19 +83,15 @@ def run(options: argparse.Namespace) -> None:
             observers=observers,
         )
         figures[f"{options.name} ({protocol})" if several else options.name] = report.as_dict()
-        if options.out and is_main():
+        if options.out and is_main:
             report.write(options.out / protocol if several else options.out)
     if options.predictions:
         predictions.save(options.predictions)
-    if is_main():
+    if is_main:
         tables.show(figures)
         if options.contact_sheet:
             gallery.save(options.contact_sheet, f"{options.name}, {protocol}, {Path(annotations).name}")
     ranks.stop()
-
-
-def is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def validation_split(checkpoint: str, images: str | None) -> tuple[str, str | None]:
