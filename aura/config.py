@@ -59,12 +59,14 @@ class ModelSettings:
         mllm: Folder of the multimodal language model (LLaVA) with its tokenizer.
         vision_tower: Folder of CLIP, where the language model's folder does not hold it (original LLaVA v1).
         sam: SAM weights: a Hugging Face folder, or an official ``.pth`` file.
-        init_from: An AURA export to start from instead of the three above.
+        init_from: An AURA export or a LISA checkpoint to start from instead of the three above.
         prompt_template: Conversation template: ``llava_v1``, ``llava_llama_2``, ...
         seg_state: Hidden state that stands for ``[SEG]``: ``before`` it (it predicts it, as in LISA) or ``at`` it.
         occlusion_condition: Use the occlusion condition encoder E_OC (and its occlusion rate).
         spatial_occlusion: Use the spatial occlusion encoder E_SO.
         train_embeddings: Train the token embeddings and the language model's head, as LISA does.
+        masks: Masks to predict: ``both`` (AURA), or one kind with one decoder (the methods AURA is compared with).
+        quantize: Load the language model's frozen layers in 8 or 4 bits (needs bitsandbytes and a GPU).
         lora: Adapters.
         allow_random: Start even if a part that should be pretrained is not.
     """
@@ -78,6 +80,8 @@ class ModelSettings:
     occlusion_condition: bool = True
     spatial_occlusion: bool = True
     train_embeddings: bool = True
+    masks: Literal["both", "visible", "amodal"] = "both"
+    quantize: Literal["none", "int8", "int4"] = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)
     allow_random: bool = False
 

@@ -1,12 +1,14 @@
 """Pretrain the mini model's backbones on generated scenes (no download, no GPU).
 
-    python scripts/pretrain_mini.py sam   --minutes 40     # the SAM-like encoder, prompt encoder and mask decoder
-    python scripts/pretrain_mini.py llava --minutes 45     # the CLIP-like tower, the Llama-like model, its tokenizer
+    python scripts/pretrain_mini.py encoder --minutes 30 --threads 2     # what both image encoders start from
+    python scripts/pretrain_mini.py sam     --minutes 30                 # the SAM-like backbone
+    python scripts/pretrain_mini.py llava   --minutes 50                 # the CLIP-like tower, the Llama-like model
 
-Scenes come from the "pretrain" stream (aura.data.mini), never from the benchmark's seeds or backgrounds; "val" scenes
-of another seed serve to measure. Each part keeps its scenes, checkpoint and log under --work, continues from there
-when started again, and writes a Hugging Face folder (float16) below --out every few minutes and at the end.
-The minutes are a budget: the learning rate reaches zero when they are spent. On a busy or slow machine give more.
+The last two may run side by side. Scenes come from the "pretrain" stream (aura.data.mini), never from the benchmark's
+seeds or backgrounds; "val" scenes of another seed serve to measure. Each part keeps its scenes, checkpoint and log
+under --work, continues from there when started again, and (but for the encoder) writes a Hugging Face folder (float16)
+below --out every few minutes and at the end. The minutes are a budget: the learning rate reaches zero when they are
+spent. On a busy or slow machine give more.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from aura.files import write_text
-from aura.train.pretrain import Metrics, Run, build_optimizers, train
+from aura.train.pretrain import Run, build_optimizers, train
+from aura.train.pretrain_cells import cell_batches, evaluate_cells
 from aura.train.pretrain_llava import (
-    LlavaBatch,
     LlavaBatches,
     LlavaPretrainer,
     evaluate_generation,
@@ -31,29 +33,41 @@ from aura.train.pretrain_llava import (
     export_llava,
     llava_config,
 )
-from aura.train.pretrain_sam import SamPretrainer, evaluate_sam, export_sam, sam_batches, sam_config, sam_loss
+from aura.train.pretrain_sam import (
+    SamPretrainer,
+    evaluate_sam,
+    export_sam,
+    padded_cells,
+    padded_pixels,
+    sam_batches,
+    sam_config,
+    sam_loss,
+)
 from aura.train.pretrain_scenes import ScenePool
 from aura.train.pretrain_text import conversations_about, template_text, train_tokenizer
-from aura.train.pretrain_tower import TowerBatch, TowerPretrainer, evaluate_tower, tower_batches, tower_config
+from aura.train.pretrain_tower import TowerPretrainer, squashed_pixels, squashed_shares, tower_config
 
 ROOT = Path(__file__).resolve().parent.parent
 VAL_SEED_SHIFT = 7_000_000
-RECIPES = {"sam": (16, 1.5e-3), "tower": (32, 2.5e-3), "llava": (4, 4e-3)}
-"""Images per step and peak learning rate; the joint stage adds four times as many images for the tower alone."""
+RECIPES = {"encoder": (32, 2.5e-3), "sam": (16, 1.5e-3), "tower": (32, 1.5e-3), "llava": (6, 3e-3)}
+"""Images per step and peak learning rate."""
+SAM_ADAM_ONLY = ("names", "head", "pos_embed")
+TRAINED_BEFORE = 0.4
+"""Factor on the rate of what an earlier stage has trained."""
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("sam", "llava"), help="which backbone(s) to pretrain")
+    parser.add_argument("part", choices=("encoder", "sam", "llava"), help="which part to pretrain")
     parser.add_argument("--minutes", type=float, default=40.0, help="time budget of training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes, weights and order (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "data/mini_assets/backbones", help="receives sam/ or llava/")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/pretrain_mini", help="scenes, checkpoints and logs")
     parser.add_argument("--assets", type=Path, default=ROOT / "data/mini_assets", help="cutouts/ and backgrounds/")
     parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=12_000, help="distinct training scenes (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=20_000, help="distinct training scenes (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes composing scenes (default: %(default)s)")
-    parser.add_argument("--tower-minutes", type=float, default=13.0, help="llava: the tower's share, trained first")
+    parser.add_argument("--tower-minutes", type=float, default=4.0, help="llava: the tower's share, trained first")
     return parser.parse_args()
 
 
@@ -79,49 +93,73 @@ def scene_pools(arguments: argparse.Namespace) -> dict[str, ScenePool]:
     }
 
 
+def pretrain_encoder(arguments: argparse.Namespace) -> None:
+    """Train SAM's image encoder alone; the other parts start from its checkpoint."""
+    categories, scenes = category_names(arguments.assets), scene_pools(arguments)
+    model, batch_size = SamPretrainer(sam_config(), len(categories)), RECIPES["encoder"][0]
+    run = start_run(arguments, "encoder", model, SAM_ADAM_ONLY)
+    preparation = {"preprocess": padded_pixels, "shares": padded_cells}
+    held_out = cell_batches(scenes["val"], categories, batch_size=50, rng=np.random.default_rng(1), **preparation)
+    held_out_batches = [next(held_out) for _ in range(4)]
+    rng = np.random.default_rng((arguments.seed, run.step, 3))
+    train(
+        run,
+        cell_batches(scenes["pretrain"], categories, batch_size=batch_size, rng=rng, **preparation),
+        lambda batch, progress: model.cell_loss(batch),
+        images_per_batch=batch_size,
+        evaluate=lambda: evaluate_cells(model.features, model.head, held_out_batches),
+        export=lambda: None,
+        evaluate_every=120.0,
+    )
+
+
+def trained_encoder(arguments: argparse.Namespace, num_categories: int) -> SamPretrainer:
+    """SAM with the encoder's checkpoint."""
+    path = arguments.work / "encoder/checkpoint.pt"
+    if not path.is_file():
+        raise SystemExit(f"{path} does not exist; run 'python scripts/pretrain_mini.py encoder' first")
+    model = SamPretrainer(sam_config(), num_categories)
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["module"])
+    return model
+
+
 def pretrain_sam(arguments: argparse.Namespace) -> None:
     """Train and export the SAM-like backbone."""
     categories, scenes = category_names(arguments.assets), scene_pools(arguments)
-    model, batch_size = SamPretrainer(sam_config(), len(categories)), RECIPES["sam"][0]
-    run = start_run(arguments, "sam", model, adam_only=("names", "dense_head", "pos_embed", "rel_pos"))
+    model, batch_size = trained_encoder(arguments, len(categories)), RECIPES["sam"][0]
+    run = start_run(arguments, "sam", model, SAM_ADAM_ONLY, slower=("vision_encoder",))
     held_out = sam_batches(scenes["val"], categories, batch_size=20, rng=np.random.default_rng(1))
     held_out_batches = [next(held_out) for _ in range(10)]
+    rng = np.random.default_rng((arguments.seed, run.step))
     train(
         run,
-        sam_batches(
-            scenes["pretrain"],
-            categories,
-            batch_size=batch_size,
-            rng=np.random.default_rng((arguments.seed, run.step)),
-        ),
+        sam_batches(scenes["pretrain"], categories, batch_size=batch_size, rng=rng),
         lambda batch, progress: sam_loss(model, batch),
         images_per_batch=batch_size,
         evaluate=lambda: evaluate_sam(model, held_out_batches),
         export=lambda: export_sam(model, arguments.out / "sam"),
     )
-    keep_log(run, arguments.out / "sam")
+    keep_log(run, arguments.out / "sam", also=arguments.work / "encoder/log.jsonl")
 
 
 def pretrain_tower(arguments: argparse.Namespace) -> TowerPretrainer:
     """Train the CLIP-like tower alone, for its share of the minutes."""
     categories, scenes = category_names(arguments.assets), scene_pools(arguments)
     model, batch_size = TowerPretrainer(tower_config(), len(categories)), RECIPES["tower"][0]
-    run = start_run(arguments, "tower", model, ("heads", "embedding"), minutes=arguments.tower_minutes)
-    held_out = tower_batches(scenes["val"], categories, batch_size=50, rng=np.random.default_rng(1))
+    model.start_from(trained_encoder(arguments, len(categories)).sam.vision_encoder)
+    run = start_run(arguments, "tower", model, ("head", "embedding"), minutes=arguments.tower_minutes)
+    preparation = {"preprocess": squashed_pixels, "shares": squashed_shares}
+    held_out = cell_batches(scenes["val"], categories, batch_size=50, rng=np.random.default_rng(1), **preparation)
     held_out_batches = [next(held_out) for _ in range(4)]
+    rng = np.random.default_rng((arguments.seed, run.step, 1))
     train(
         run,
-        tower_batches(
-            scenes["pretrain"],
-            categories,
-            batch_size=batch_size,
-            rng=np.random.default_rng((arguments.seed, run.step, 1)),
-        ),
+        cell_batches(scenes["pretrain"], categories, batch_size=batch_size, rng=rng, **preparation),
         lambda batch, progress: model.loss(batch),
         images_per_batch=batch_size,
-        evaluate=lambda: evaluate_tower(model, held_out_batches),
+        evaluate=lambda: evaluate_cells(model.encode, model.head, held_out_batches),
         export=lambda: None,
-        evaluate_every=120.0,
+        evaluate_every=60.0,
     )
     return model
 
@@ -144,26 +182,16 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
     tokenizer = own_tokenizer(arguments, scenes["pretrain"])
     config, batch_size = llava_config(tower_config(), tokenizer), RECIPES["llava"][0]
     model = LlavaPretrainer(config, categories, tokenizer)
-    model.start_from(trained_tower.tower, trained_tower.heads)
-    adam_only = ("heads", "grounding", "embedding", "embed_tokens", "lm_head")
-    run = start_run(arguments, "llava", model, adam_only, minutes=arguments.minutes - arguments.tower_minutes)
+    model.start_from(trained_tower)
+    adam_only = ("head", "grounding", "embedding", "embed_tokens")
+    minutes = arguments.minutes - arguments.tower_minutes
+    run = start_run(arguments, "llava", model, adam_only, slower=("vision_tower",), minutes=minutes)
     makers = {name: LlavaBatches(pool, categories, tokenizer, config.image_seq_length) for name, pool in scenes.items()}
     held_out = [makers["val"].batch([(i, False) for i in range(at, at + 20)], seed=1) for at in range(0, 200, 20)]
-    rng = np.random.default_rng((arguments.seed, run.step, 2))
-    both = zip(
-        makers["pretrain"].stream(batch_size, rng),
-        tower_batches(scenes["pretrain"], categories, batch_size=4 * batch_size, rng=rng),
-        strict=True,
-    )
-
-    def loss(batch: tuple[LlavaBatch, TowerBatch], progress: float) -> tuple[torch.Tensor, Metrics]:
-        text, terms = model.loss(batch[0], heads_weight=0.3)
-        return text + 0.7 * model.tower_loss(batch[1]), terms
-
     train(
         run,
-        both,
-        loss,
+        makers["pretrain"].stream(batch_size, np.random.default_rng((arguments.seed, run.step, 2))),
+        lambda batch, progress: model.loss(batch),
         images_per_batch=batch_size,
         evaluate=lambda: evaluate_llava(model, held_out, tokenizer, categories),
         export=lambda: export_llava(model, tokenizer, arguments.out / "llava"),
@@ -174,11 +202,17 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
 
 
 def start_run(
-    arguments: argparse.Namespace, name: str, model: torch.nn.Module, adam_only: tuple[str, ...], minutes: float = 0.0
+    arguments: argparse.Namespace,
+    name: str,
+    model: torch.nn.Module,
+    adam_only: tuple[str, ...],
+    *,
+    slower: tuple[str, ...] = (),
+    minutes: float = 0.0,
 ) -> Run:
     """A run under ``--work``, continued where its checkpoint stands."""
     lr = RECIPES[name][1]
-    optimizers = build_optimizers(model, lr=lr, adam_only=adam_only)
+    optimizers = build_optimizers(model, lr=lr, adam_only=adam_only, slower=dict.fromkeys(slower, TRAINED_BEFORE))
     run = Run(arguments.work / name, model, optimizers, minutes or arguments.minutes)
     if run.resume():
         print(f"{name}: continuing at step {run.step}, {run.seconds / 60:.1f} minutes spent", flush=True)
@@ -198,7 +232,11 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    parts: dict[str, Callable[[argparse.Namespace], None]] = {"sam": pretrain_sam, "llava": pretrain_llava}
+    parts: dict[str, Callable[[argparse.Namespace], None]] = {
+        "encoder": pretrain_encoder,
+        "sam": pretrain_sam,
+        "llava": pretrain_llava,
+    }
     parts[arguments.part](arguments)
 
 

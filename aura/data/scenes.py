@@ -16,17 +16,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-COMPOSER_VERSION = 1
+COMPOSER_VERSION = 2
 """Goes up when the same randomness gives another scene, so that folders made before are made again."""
 
 ASPECTS = ((1, 1), (4, 3), (3, 4))
-NUM_OBJECTS = (3, 7)
-OBJECT_SIDE = (0.24, 0.60)  # longest side of an object, as a fraction of the scene's mean side
+NUM_OBJECTS = (3, 6)
+OBJECT_SIDE = (0.26, 0.62)  # longest side of an object, as a fraction of the scene's mean side
 OCCLUDER_SHARE = 0.55  # of the objects are put over one that nothing hides yet
 MAX_ROTATION = 20.0  # degrees
 MAX_OCCLUSION = 0.9
 MIN_INSIDE = 0.6  # fraction of an object that lies inside the image
-MIN_VISIBLE_AREA = 60 / 192**2  # fraction of size x size
+MIN_VISIBLE_AREA = 160 / 192**2  # fraction of size x size; with less a person could not name the object
 NOT_MIRRORED = frozenset({"clock"})
 
 UInt8 = NDArray[np.uint8]
@@ -198,7 +198,7 @@ def _background_crop(image: UInt8, height: int, width: int, rng: np.random.Gener
 
 
 def _choose(cutouts: Sequence[Cutout], rng: np.random.Generator) -> list[Cutout]:
-    """3 to 7 cut-outs from back to front; in one scene of ten two of them share a category."""
+    """3 to 6 cut-outs from back to front; in one scene of ten two of them share a category."""
     by_category: dict[str, list[Cutout]] = {}
     for cutout in cutouts:
         by_category.setdefault(cutout.category, []).append(cutout)

@@ -209,7 +209,7 @@ def _place_ideas(facts: Facts) -> Iterator[Idea]:
     for side, axis, upper in SIDES:
         members = tuple(i for i, v in enumerate(places[axis]) if (v > 0.5) == upper)
         if members and min(abs(v - 0.5) for v in places[axis]) >= PLACE_MARGIN / 2 and len(members) < len(facts):
-            yield _plain("side", members, 0.5 * min(len(members), 3), side=side, things=side)
+            yield _plain("side", members, 0.5, side=side, things=side)
     for most, axis, largest in EXTREMES:
         for things, members, weight in _groups(facts):
             found = extreme(places[axis], members, largest, PLACE_MARGIN)

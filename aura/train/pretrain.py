@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,12 @@ def orthogonalise(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 def build_optimizers(
-    module: nn.Module, *, lr: float, weight_decay: float = 0.05, adam_only: tuple[str, ...] = ()
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.05,
+    adam_only: tuple[str, ...] = (),
+    slower: Mapping[str, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
     """Muon for the hidden weight matrices, fused AdamW for everything else.
 
@@ -84,21 +89,25 @@ def build_optimizers(
         lr: Peak rate of both.
         weight_decay: Decoupled decay of the matrices.
         adam_only: Parts of parameter names that AdamW takes although they are matrices (embeddings, heads).
+        slower: Parts of parameter names, and the factor on their rate (for what was trained before).
     """
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    hidden: list[nn.Parameter] = []
-    other: list[nn.Parameter] = []
+    hidden: dict[float, list[nn.Parameter]] = {}
+    other: dict[float, list[nn.Parameter]] = {}
     for name, param in module.named_parameters():
         if not param.requires_grad:
             continue
         matrix = param.ndim in (2, 4) and min(param.flatten(1).shape) > 4 and id(param) not in embeddings
-        (hidden if matrix and not any(part in name for part in adam_only) else other).append(param)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(other, lr=lr, weight_decay=0.01, fused=True)]
+        factor = next((factor for part, factor in (slower or {}).items() if part in name), 1.0)
+        by_rate = hidden if matrix and not any(part in name for part in adam_only) else other
+        by_rate.setdefault(factor, []).append(param)
+
+    def groups(by_rate: dict[float, list[nn.Parameter]]) -> list[dict[str, Any]]:
+        return [{"params": params, "lr": lr * factor, "peak": lr * factor} for factor, params in by_rate.items()]
+
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups(other), weight_decay=0.01, fused=True)]
     if hidden:
-        optimizers.append(Muon(hidden, lr=lr, weight_decay=weight_decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
+        optimizers.append(Muon(groups(hidden), lr=lr, weight_decay=weight_decay))
     return optimizers
 
 

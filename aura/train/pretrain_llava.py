@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -34,9 +35,10 @@ from aura.data.images import CLIP_MEAN, CLIP_STD
 from aura.files import write_json
 from aura.model.mllm import Mllm, packed_attention_mask
 from aura.train.pretrain import Metrics
-from aura.train.pretrain_scenes import PooledObject, ScenePool, block_mean, shuffled
+from aura.train.pretrain_cells import CELLS, CellBatch, CellHead, cell_targets, stack_cells
+from aura.train.pretrain_scenes import PooledObject, ScenePool, shuffled
 from aura.train.pretrain_text import conversations_about, without_marks
-from aura.train.pretrain_tower import CELLS, FEATURE_LAYER, TowerBatch, TowerHeads, stack_tower, tower_sample
+from aura.train.pretrain_tower import FEATURE_LAYER, TowerPretrainer, squashed_pixels, squashed_shares
 from aura.types import IMAGE_TOKEN
 
 
@@ -79,7 +81,7 @@ def llava_config(
 class LlavaBatch:
     """B images with all their conversations, packed; the fields are those of :class:`aura.types.Batch`."""
 
-    tower: TowerBatch
+    cells: CellBatch
     input_ids: torch.Tensor  # [B, L] int64
     position_ids: torch.Tensor  # [B, L] int64
     segment_ids: torch.Tensor  # [B, L] int64
@@ -88,6 +90,7 @@ class LlavaBatch:
     name_index: torch.Tensor  # [N] int64, positions of the last token of each object's name
     name_category: torch.Tensor  # [N] int64
     name_places: torch.Tensor  # [N, 2 T], visible and amodal share of each patch
+    name_rates: torch.Tensor  # [N], occlusion rates in [0, 1]
 
 
 class LlavaBatches:
@@ -124,7 +127,8 @@ class LlavaBatches:
         samples, packed, named = [], [], []
         for index, flip in picked:
             objects = self.pool.objects(index, flip)
-            samples.append(tower_sample(self.pool.image(index, flip), objects, self.index_of))
+            pixels = squashed_pixels(Image.fromarray(self.pool.image(index, flip)))
+            samples.append((pixels, *cell_targets(objects, self.index_of, squashed_shares)))
             talks = conversations_about(objects, index, seed, pairs)
             packed.append(
                 pack([unmarked(self.text.conversation(talk, index), self.text.seg_token_id) for talk in talks])
@@ -137,7 +141,7 @@ class LlavaBatches:
             return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
         return LlavaBatch(
-            tower=stack_tower(samples),
+            cells=stack_cells(samples),
             input_ids=padded("input_ids", 0),
             position_ids=padded("position_ids", 0),
             segment_ids=padded("segment_ids", -1),
@@ -146,6 +150,7 @@ class LlavaBatches:
             name_index=torch.tensor([b * length + i - 1 for b, p in enumerate(packed) for i in p.seg_index]),
             name_category=torch.tensor([self.index_of[obj.category] for obj in named]),
             name_places=torch.from_numpy(np.stack([places(obj) for obj in named])),
+            name_rates=torch.tensor([obj.occlusion_rate for obj in named]),
         )
 
 
@@ -162,26 +167,29 @@ def unmarked(tokens: TokenizedConversation, seg_token_id: int) -> TokenizedConve
 
 def places(obj: PooledObject) -> np.ndarray:
     """Visible and amodal share of each patch of the squashed image, float32 [2 T]."""
-    return np.concatenate([block_mean(mask, CELLS // 2).ravel() for mask in (obj.visible, obj.amodal)])
+    return np.concatenate([squashed_shares(mask).ravel() for mask in (obj.visible, obj.amodal)])
 
 
 class GroundingHead(nn.Module):
-    """Throw-away: category and place of the object whose name just ended, from the language model's state."""
+    """Throw-away: category, place and occlusion rate of the object whose name just ended, from the state there."""
 
     def __init__(self, hidden: int, num_categories: int, num_patches: int) -> None:
         super().__init__()
         self.category = nn.Linear(hidden, num_categories)
         self.places = nn.Linear(hidden, 2 * num_patches)
+        self.rate = nn.Linear(hidden, 1)
 
     def loss(self, states: torch.Tensor, batch: LlavaBatch) -> tuple[torch.Tensor, Metrics]:
         """From states [N, H]."""
         category = F.cross_entropy(self.category(states), batch.name_category)
         place = F.binary_cross_entropy_with_logits(self.places(states), batch.name_places)
-        return category + 4 * place, {"category": float(category.detach()), "place": float(place.detach())}
+        rate = (self.rate(states)[:, 0].sigmoid() - batch.name_rates).abs().mean()
+        terms = {"category": category, "place": place, "rate": rate}
+        return category + 4 * place + rate, {key: float(value.detach()) for key, value in terms.items()}
 
 
 class LlavaPretrainer(nn.Module):
-    """LLaVA with the tower's throw-away heads."""
+    """LLaVA with the throw-away heads."""
 
     def __init__(self, config: LlavaConfig, categories: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -189,24 +197,24 @@ class LlavaPretrainer(nn.Module):
         first_tokens = [tokenizer.encode(f" {name}")[0] for name in categories]
         self.register_buffer("words", torch.tensor([*first_tokens, tokenizer.pad_token_id]), persistent=False)
         self.llava = LlavaForConditionalGeneration(config)
-        self.heads = TowerHeads(config.vision_config.hidden_size, num_categories)
+        self.head = CellHead(config.vision_config.hidden_size, num_categories)
         self.grounding = GroundingHead(config.text_config.hidden_size, num_categories, config.image_seq_length)
         # In a tuple, so that the shared parts are not registered twice.
         self._parts = (Mllm(self.llava),)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
 
-    def start_from(self, tower: nn.Module, heads: nn.Module) -> None:
-        """Take over the tower trained alone, and its heads."""
-        self.llava.model.vision_tower.load_state_dict(tower.state_dict())
-        self.heads.load_state_dict(heads.state_dict())
+    def start_from(self, trained: TowerPretrainer) -> None:
+        """Take over the tower trained alone, and its head."""
+        self.llava.model.vision_tower.load_state_dict(trained.tower.state_dict())
+        self.head.load_state_dict(trained.head.state_dict())
 
     def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, ...]:
         """Token logits [M, V] at the supervised positions and [2 B T, V] at the image's (as they enter the language
-        model and as they leave it), states [N, H] at the names, tower features [B, T, C], pooled output [B, C].
+        model and as they leave it), states [N, H] at the names, tower features [B, g, g, C].
         """
         (parts,) = self._parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
-            seen = parts.vision_tower(batch.tower.pixels, output_hidden_states=True)
+            seen = parts.vision_tower(batch.cells.pixels, output_hidden_states=True)
             features = seen.hidden_states[FEATURE_LAYER][:, 1:]
             states = parts(
                 batch.input_ids,
@@ -219,39 +227,29 @@ class LlavaPretrainer(nn.Module):
             entering = parts.language_model.norm(parts.projector(features)).flatten(0, 1)
             at_image = parts.lm_head(torch.cat([entering, spoken]))
         names = states.flatten(0, 1)[batch.name_index]
-        return logits.float(), at_image.float(), names.float(), features.float(), seen.pooler_output.float()
+        grid = features.float().unflatten(1, (CELLS, CELLS))
+        return logits.float(), at_image.float(), names.float(), grid
 
-    def loss(self, batch: LlavaBatch, heads_weight: float) -> tuple[torch.Tensor, Metrics]:
-        """Cross-entropy of the answers and of the image tokens' words, grounding, the weighted loss of the heads; the
-        terms.
-        """
-        logits, at_image, names, features, pooled = self(batch)
+    def loss(self, batch: LlavaBatch) -> tuple[torch.Tensor, Metrics]:
+        """Cross-entropy of the answers and of the image tokens' words, grounding, the tower's own task; the terms."""
+        logits, at_image, names, features = self(batch)
         text = F.cross_entropy(logits, batch.target_ids)
-        words = self.word_loss(at_image, batch.tower)
-        seeing, terms = self.heads.loss(features, pooled, batch.tower)
+        words = self.word_loss(at_image, batch.cells)
+        seeing, terms = self.head.loss(features, batch.cells)
         grounding, placed = self.grounding.loss(names, batch)
         right = float((logits.argmax(-1) == batch.target_ids).float().mean())
         terms = {"text": float(text.detach()), "token_accuracy": right, "words": float(words.detach())} | placed | terms
-        return text + 0.5 * words + 0.5 * grounding + heads_weight * seeing, terms
+        return text + 0.5 * words + 0.5 * grounding + 0.5 * seeing, terms
 
-    def word_loss(self, logits: torch.Tensor, batch: TowerBatch) -> torch.Tensor:
+    def word_loss(self, logits: torch.Tensor, batch: CellBatch) -> torch.Tensor:
         """Cross-entropy of the word at each image token [2 B T, V]: the category seen there, or hidden there (half)."""
-        seen = F.avg_pool2d(batch.seen, 2)
-        hidden = (F.avg_pool2d(batch.reaching, 2) - seen[:, :-1]).clamp(min=0)
-        target = torch.cat([seen[:, :-1] + 0.5 * hidden, seen[:, -1:]], dim=1)
+        hidden = (batch.reaching - batch.seen[:, :-1]).clamp(min=0)
+        target = torch.cat([batch.seen[:, :-1] + 0.5 * hidden, batch.seen[:, -1:]], dim=1)
         target = target.flatten(2).transpose(1, 2).flatten(0, 1)  # [B T, Y + 1], rows of patches as in the sequence
         target = (target / target.sum(1, keepdim=True)).repeat(2, 1)
         weight = 1 - 0.8 * target[:, -1]  # most of a photo is background
         entropy = -(target * logits.log_softmax(-1)[:, self.words]).sum(1)
         return (weight * entropy).sum() / weight.sum()
-
-    def tower_loss(self, batch: TowerBatch) -> torch.Tensor:
-        """The heads' loss on further images, which cost little without the language model."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
-            seen = self.llava.model.vision_tower(batch.pixels, output_hidden_states=True)
-        features = seen.hidden_states[FEATURE_LAYER][:, 1:].float()
-        loss, _ = self.heads.loss(features, seen.pooler_output.float(), batch)
-        return loss
 
 
 @torch.no_grad()
@@ -297,7 +295,7 @@ def evaluate_generation(
     exact, named = [], []
     for index in range(scenes):
         objects = batches.pool.objects(index)
-        pixels = torch.from_numpy(tower_sample(batches.pool.image(index), objects, batches.index_of)[0])[None]
+        pixels = squashed_pixels(Image.fromarray(batches.pool.image(index)))[None]
         for talk in conversations_about(objects, index, seed)[:5]:
             turn = talk.turns[0]
             prompt = torch.tensor([batches.text.start_prompt(turn.question)])

@@ -1,6 +1,6 @@
 """Generated scenes for pretraining: composed once by a few processes, kept compactly, read in shuffled batches.
 
-Legend of shapes: B images, S the backbones' input (128 px), G the mask grid (64).
+Legend of shapes: B images, S the backbones' input (192 px, as composed), G the mask grid (64).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from aura.data.mini import load_backgrounds, load_cutouts, scene_stream
 from aura.files import write_text
 from aura.masks import decode_rle, encode_rle
 
-IMAGE_SIZE = 128
+IMAGE_SIZE = 192
+PATCH_SIZE = 12
 SCENE_SIZE = 192
 GRID = 64
 CHUNK = 100
@@ -112,11 +113,11 @@ class ScenePool:
         return found
 
 
-def padded_grid(mask: np.ndarray) -> np.ndarray:
-    """Share of each cell of the G x G grid over SAM's padded square: bool [H, W] -> float32 [G, G]."""
+def padded_grid(mask: np.ndarray, cells: int = GRID) -> np.ndarray:
+    """Share of each cell of a grid over SAM's padded square: bool [H, W] -> float32 [cells, cells]."""
     square = np.zeros((SCENE_SIZE, SCENE_SIZE), np.uint8)
     square[: mask.shape[0], : mask.shape[1]] = mask
-    return block_mean(square, GRID)
+    return block_mean(square, cells)
 
 
 def block_mean(mask: np.ndarray, cells: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aura.data.sources import AnnotatedImage
 from aura.data.templates import get_template, render
+from aura.datagen.grammar import degree
 from aura.datagen.offline import generate_conversations
 from aura.masks import encode_rle
 from aura.train.pretrain_scenes import PooledObject
@@ -26,20 +27,11 @@ CAPTION_REQUESTS = (
 )
 
 
-def rate_in_words(rate: float) -> str:
-    """How hidden an object is, in words."""
-    if rate < 0.02:
-        return "fully visible"
-    return next(words for limit, words in ((0.25, "slightly"), (0.6, "partly"), (2.0, "mostly")) if rate < limit) + (
-        " hidden"
-    )
-
-
 def caption(objects: Sequence[PooledObject], rng: np.random.Generator) -> Turn:
     """All objects in the order of their centres from left to right, each with how hidden it is."""
     centres = [float(np.nonzero(o.visible)[1].mean()) for o in objects]
     order = [int(i) for i in np.argsort(centres)]
-    parts = [f"a {objects[i].category} {SEG_TOKEN}, {rate_in_words(objects[i].occlusion_rate)}" for i in order]
+    parts = [f"a {objects[i].category} {SEG_TOKEN}, {degree(objects[i].occlusion_rate)}" for i in order]
     request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
     return Turn(request, f"A photo of {'; '.join(parts)}.", tuple(i + 1 for i in order))
 

@@ -1,8 +1,4 @@
-"""Weights from outside, read into ready modules, with an account of every tensor.
-
-Each ``load_*`` function takes a folder and returns a module with a :class:`PartReport`; :mod:`aura.model.build` chooses
-the function and puts the modules together, so that another layout is one more function.
-"""
+"""What all loaders share: the account of every tensor, checks of folders, and loading through ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, LlavaForConditionalGeneration, SamModel
+from transformers import AutoConfig
 
 
 @dataclass(frozen=True)
@@ -49,41 +45,10 @@ def read_config(folder: str | Path, setting: str) -> dict[str, Any]:
         raise ValueError(f"{setting}: {path} is not valid JSON ({error}); download it again") from error
 
 
-def load_llava(
-    folder: str | Path, *, dtype: torch.dtype, allow_random: bool = False
-) -> tuple[LlavaForConditionalGeneration, PartReport]:
-    """An HF LLaVA folder (``LlavaForConditionalGeneration.save_pretrained`` or a llava-hf download).
-
-    Raises:
-        ValueError: The folder holds another kind of model, or a file of it is damaged.
-    """
-    config = read_config(folder, "model.mllm")
-    if config.get("model_type") != "llava" or "text_config" not in config:
-        raise ValueError(
-            f"model.mllm: {folder}/config.json describes model_type {config.get('model_type')!r} "
-            f"({config.get('architectures')}), not a Hugging Face LLaVA (model_type 'llava' with a text_config)"
-        )
-    return _load(LlavaForConditionalGeneration, "mllm", folder, "model.mllm", dtype, allow_random)
-
-
-def load_sam(folder: str | Path, *, dtype: torch.dtype, allow_random: bool = False) -> tuple[SamModel, PartReport]:
-    """An HF SAM folder (``SamModel.save_pretrained`` or facebook/sam-vit-*).
-
-    Raises:
-        ValueError: The folder holds another kind of model, or a file of it is damaged.
-    """
-    config = read_config(folder, "model.sam")
-    if config.get("model_type") != "sam":
-        raise ValueError(
-            f"model.sam: {folder}/config.json describes model_type {config.get('model_type')!r} "
-            f"({config.get('architectures')}), not SAM (model_type 'sam')"
-        )
-    return _load(SamModel, "sam", folder, "model.sam", dtype, allow_random)
-
-
-def _load(
+def load_pretrained(
     kind: Any, part: str, folder: str | Path, setting: str, dtype: torch.dtype, allow_random: bool
 ) -> tuple[Any, PartReport]:
+    """A ``transformers`` model of class ``kind`` from its folder, and the account; random if ``allow_random``."""
     if not check_weight_files(folder, setting, required=not allow_random):
         model = kind(AutoConfig.from_pretrained(str(folder))).to(dtype)
         return model, PartReport(part, f"{folder} (config only)", 0, missing=tuple(model.state_dict()))

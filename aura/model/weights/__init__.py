@@ -1,0 +1,11 @@
+"""Weights from outside, read into ready modules, with an account of every tensor.
+
+Each ``load_*`` function takes a path and returns a module with a :class:`PartReport`; :mod:`aura.model.build` chooses
+the function and puts the modules together, so that another layout is one more function.
+"""
+
+from aura.model.weights.files import PartReport, check_weight_files, read_config
+from aura.model.weights.llava import load_llava
+from aura.model.weights.sam import load_sam
+
+__all__ = ["PartReport", "check_weight_files", "load_llava", "load_sam", "read_config"]
