@@ -1,0 +1,142 @@
+"""The small records that travel through the pipeline: request -> generator -> pairs -> checks -> store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from aura.data.sources import AnnotatedImage
+
+FailureReason = Literal["refusal", "truncated", "malformed", "schema", "timeout", "http", "empty"]
+
+
+@dataclass(frozen=True)
+class PairDraft:
+    """One question-answer pair as a generator wrote it; nothing about it has been checked.
+
+    ``objects`` are annotation ids in the order of the answer's ``[SEG]`` marks. ``follows`` is the index, within the
+    same response, of the pair that this one continues as the next turn; ``None`` opens a conversation.
+    """
+
+    question: str
+    answer: str
+    objects: tuple[int, ...]
+    follows: int | None = None
+
+
+@dataclass(frozen=True)
+class PairProblem:
+    """What is wrong with a pair: ``code`` for counting, ``message`` for a person, ``advice`` for the model."""
+
+    code: str
+    message: str
+    advice: str = ""
+
+
+RejectedPair = tuple[PairDraft, tuple[PairProblem, ...]]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One image to write ``pairs`` question-answer pairs about.
+
+    ``picture`` is the file of the image. With ``rejected``, pairs that failed their checks go back with the reasons,
+    and exactly as many new ones are asked for; ``pairs`` must then equal ``len(rejected)``. ``key`` names this piece of
+    work: equal keys mean equal work, across restarts too. It is the ``custom_id`` of a batch line and the idempotency
+    key of a request. Without one it is made from the image id.
+    """
+
+    image: AnnotatedImage
+    picture: Path
+    pairs: int = 10
+    rejected: tuple[RejectedPair, ...] = ()
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1:
+            raise ValueError(f"image {self.image.image_id}: pairs must be positive, got {self.pairs}")
+        if self.rejected and len(self.rejected) != self.pairs:
+            raise ValueError(
+                f"image {self.image.image_id}: {len(self.rejected)} rejected pairs go back but {self.pairs} are asked "
+                "for; ask for as many as go back"
+            )
+        if not self.key:
+            turn = "again" if self.rejected else "first"
+            object.__setattr__(self, "key", f"image-{self.image.image_id}-{turn}")
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What came back for one image, with what it cost. ``cost`` is in the currency of the configured prices.
+
+    ``raw`` is the response's text as received; ``finish_reason`` as the service gave it.
+    """
+
+    image_id: int
+    pairs: tuple[PairDraft, ...]
+    generator: str
+    model: str
+    prompt_version: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    raw: str = ""
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True)
+class GenerationFailure:
+    """Why an image has no pairs. ``retryable``: asking again later, unchanged, may help.
+
+    ``cost`` and the token counts are what the failed attempts were (or, after a timeout, may have been) charged.
+    """
+
+    image_id: int
+    reason: FailureReason
+    detail: str
+    retryable: bool
+    cost: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    raw: str = ""
+
+
+class GenerationError(Exception):
+    """One image failed; others may still succeed."""
+
+    def __init__(self, failure: GenerationFailure) -> None:
+        super().__init__(f"image {failure.image_id}: {failure.reason}: {failure.detail}")
+        self.failure = failure
+
+
+class GenerationStopped(Exception):
+    """The run must stop: no further request can succeed (wrong key, unknown model, used-up quota).
+
+    The image that met it was not worked on and stays pending.
+    """
+
+
+class BudgetReached(GenerationStopped):
+    """The next request could exceed ``max_cost``, so it was not sent."""
+
+
+class Generator(Protocol):
+    """Writes pairs about one image at a time; up to ``concurrency`` calls of :meth:`generate` run side by side."""
+
+    name: str
+    model: str
+    concurrency: int
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Pairs for one image.
+
+        Raises:
+            GenerationError: This image failed.
+            GenerationStopped: No image can be done any more; what is in flight still returns.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections and files; the generator is not used afterwards."""
+        ...
