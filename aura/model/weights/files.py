@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 
@@ -83,3 +85,74 @@ def check_weight_files(folder: str | Path, setting: str, *, required: bool = Tru
     if required and not found:
         raise ValueError(f"{setting}: {folder} has a config.json but no weights (*.safetensors); download it again")
     return found
+
+
+def read_tensors(path: str | Path, setting: str) -> dict[str, torch.Tensor]:
+    """All tensors of one weight file, mapped into memory where the format allows: a tensor is read when it is used.
+
+    Args:
+        path: A ``.safetensors`` file, or one that ``torch.save`` wrote (``.pth``, ``.bin``) with a bare state dict.
+        setting: Named in errors, such as ``model.sam``.
+
+    Raises:
+        ValueError: The file is missing, truncated, of another format, or holds something else than named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{setting}: {path} is missing; give the path of the downloaded weights")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{setting}: {path} is truncated or damaged ({error}); get it again") from error
+    try:
+        # Files from before torch 1.6 are no archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_starts_with(path, b"PK"))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{setting}: {path} is not a file of plain weights, or is damaged; download the original again"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, IndexError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{setting}: {path} is truncated or damaged ({reason}); get it again") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        held = (
+            f"the entries {', '.join(map(str, list(state)[:4]))}" if isinstance(state, dict) else type(state).__name__
+        )
+        raise ValueError(f"{setting}: {path} holds {held or 'nothing'}, not a bare state dict of tensors")
+    return state
+
+
+def read_folder_tensors(folder: str | Path, setting: str) -> dict[str, torch.Tensor]:
+    """All tensors of a model folder: ``model*.safetensors`` or ``pytorch_model*.bin``, in one file or in shards.
+
+    Raises:
+        ValueError: No weights, a shard or a tensor that the index names is not there, or what :func:`read_tensors`
+            refuses.
+    """
+    folder = Path(folder)
+    for kind, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index, single = folder / f"{kind}.{ending}.index.json", folder / f"{kind}.{ending}"
+        if index.is_file():
+            where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = sorted(set(where.values()))
+            if absent := [name for name in shards if not (folder / name).is_file()]:
+                raise ValueError(f"{setting}: {folder} lacks {', '.join(absent)}, which its index names; get it again")
+        elif single.is_file():
+            where, shards = {}, [single.name]
+        elif shards := sorted(path.name for path in folder.glob(f"{kind}-*.{ending}")):
+            raise ValueError(f"{setting}: {index} is missing, so whether all shards are there is not known; get it too")
+        else:
+            continue
+        state: dict[str, torch.Tensor] = {}
+        for name in shards:
+            state |= read_tensors(folder / name, setting)
+        if lost := sorted(where.keys() - state.keys()):
+            raise ValueError(f"{setting}: {index} names {len(lost)} tensors that no shard holds: {', '.join(lost[:5])}")
+        return state
+    raise ValueError(f"{setting}: {folder} has no weights (model*.safetensors or pytorch_model*.bin); get them too")
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
