@@ -14,6 +14,7 @@ from aura.config import DataSettings, LoraSettings, ModelSettings
 from aura.data.processor import Processor, clip_preprocessing, load_tokenizer
 from aura.model.aura import AuraModel
 from aura.model.configuration import AuraConfig
+from aura.model.quantize import check_quantization
 from aura.model.weights import PartReport, check_weight_files, load_llava, load_sam, read_config
 
 
@@ -68,11 +69,15 @@ def build_model(
         ValueError: A folder is missing, damaged or of the wrong kind, or a part that should be pretrained is not.
     """
     model: Any
+    quantize_on = check_quantization(settings.quantize, device)  # before minutes of loading
     if settings.init_from is not None:
         model, processor, report = _from_export(settings, data, dtype)
     else:
         model, processor, report = _from_backbones(settings, data, dtype)
     report.check(settings.allow_random)
+    if settings.quantize != "none":
+        model.mllm.quantize(settings.quantize, model.config.lora, dtype=dtype, device=quantize_on)
+        model.freeze()
     return model if device is None else model.to(device), processor, report
 
 

@@ -13,6 +13,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
 
+from aura.model.quantize import Quantization, quantize_linears
+
 
 class Mllm(nn.Module):
     """CLIP tower, projector, Llama decoder and head of a LLaVA model, called one by one.
@@ -63,7 +65,7 @@ class Mllm(nn.Module):
                 "placeholder"
             )
         features = self.projector(clip_features.to(embeddings.device, self.projector.linear_1.weight.dtype))
-        return embeddings.masked_scatter(placeholders.unsqueeze(-1), features.to(embeddings.dtype))
+        return embeddings.masked_scatter(placeholders.unsqueeze(-1).to(embeddings.device), features.to(embeddings))
 
     def forward(
         self,
@@ -92,7 +94,8 @@ class Mllm(nn.Module):
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
         )
-        return output.last_hidden_state
+        # Spread over several devices, the last layer is elsewhere than the ids.
+        return output.last_hidden_state.to(input_ids.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,12 +127,38 @@ class Mllm(nn.Module):
 
     def merge_lora(self) -> None:
         """Add the adapters into the layers they adapt, and remove them."""
-        for name, module in list(self.language_model.named_modules()):
+        for module in self.language_model.modules():
             if isinstance(module, LoraLayer):
                 module.merge()
+        self._remove_lora()
+
+    def _remove_lora(self) -> None:
+        for name, module in list(self.language_model.named_modules()):
+            if isinstance(module, LoraLayer):
                 self.language_model.set_submodule(name, module.get_base_layer())
         if hasattr(self.language_model, "peft_config"):
             del self.language_model.peft_config
+
+    def quantize(
+        self, kind: Quantization, lora: dict[str, Any] | None, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Hold the language model's linear layers in 8 or 4 bits on ``device``; adapters stay as they are (QLoRA).
+
+        Args:
+            kind: ``int8`` or ``int4``.
+            lora: The settings of the adapters that are there, or ``None``.
+            dtype: In which 4-bit layers compute.
+            device: Checked by :func:`aura.model.quantize.check_quantization`.
+        """
+        state = self.language_model.state_dict()
+        adapters = {name: value for name, value in state.items() if ".lora_" in name}
+        del state
+        self._remove_lora()
+        quantize_linears(self.language_model, kind, dtype, device)
+        if lora is not None:
+            self.add_lora(lora)  # of the kind that fits the new layers
+            unfit = self.language_model.load_state_dict(adapters, strict=False).unexpected_keys
+            assert not unfit, unfit
 
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if ".lora_" in name]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aura.config import TrainSettings
+from aura.model.quantize import unpacked
 from aura.train import environment
 
 
@@ -210,12 +211,18 @@ class Engine:
             )
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
-        """Every weight and buffer, on the main process only (others get ``None``). All processes call it together."""
+        """Every weight and buffer, on the main process only (others get ``None``). All processes call it together.
+
+        Quantised weights come as the numbers they stand for.
+        """
         if self.zero_stage == 3:
             state = self._engine._zero3_consolidated_16bit_state_dict()
         else:
             state = self.module.state_dict()
-        return state if self.process.is_main else None
+        if not self.process.is_main:
+            return None
+        state.update(unpacked(self.module, next(p for p in self.module.parameters() if p.requires_grad).dtype))
+        return state
 
 
 def trained_weights(checkpoint: Path) -> dict[str, Tensor]:
