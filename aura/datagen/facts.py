@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from pycocotools import mask as mask_util
 
-from aura.data.occlusion import hidden_pixels, occlusion_matrix
+from aura.data.occlusion import MIN_HIDDEN_FRACTION, MIN_HIDDEN_PIXELS, hidden_pixels, occlusion_matrix
 from aura.data.sources import AnnotatedImage
 from aura.datagen.knowledge import PLURAL_NAMES, SUPERCATEGORIES, purposes_of
 from aura.types import SEG_TOKEN
@@ -69,6 +69,13 @@ class Facts:
     def explained(self, index: int) -> float:
         """Which fraction of the object's invisible region its labelled occluders account for."""
         return float(sum(self.hidden_share[b, index] for b in self.front[index]))
+
+    def unexplained(self, index: int) -> float:
+        """Which fraction of the whole object is hidden by something that is not labelled; 0 where that may be noise."""
+        rate = self.rates[index]
+        share = rate * max(0.0, 1.0 - float(self.hidden_share[:, index].sum()))
+        pixels = share * self.areas[index] / max(1.0 - rate, 1e-9)
+        return share if share >= MIN_HIDDEN_FRACTION and pixels >= MIN_HIDDEN_PIXELS else 0.0
 
     @cached_property
     def purposes(self) -> dict[int, tuple[int, ...]]:

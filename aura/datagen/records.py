@@ -42,15 +42,19 @@ class GenerationRequest:
     """One image to write ``pairs`` question-answer pairs about.
 
     ``picture`` is the file of the image. With ``rejected``, pairs that failed their checks go back with the reasons,
-    and exactly as many new ones are asked for; ``pairs`` must then equal ``len(rejected)``. ``key`` names this piece of
-    work: equal keys mean equal work, across restarts too. It is the ``custom_id`` of a batch line and the idempotency
-    key of a request. Without one it is made from the image id.
+    and exactly as many new ones are asked for, in their order; ``pairs`` must then equal ``len(rejected)``. A new pair
+    takes the place of the old one, so its own ``follows`` means nothing: the old pair's holds. ``context`` is then the
+    whole previous response, so that the new pairs repeat none of it and a follow-up is read after what it follows.
+
+    ``key`` names this piece of work: equal keys mean equal work, across restarts too. It is the ``custom_id`` of a
+    batch line and the idempotency key of a request. Without one it is made from the image id.
     """
 
     image: AnnotatedImage
     picture: Path
     pairs: int = 10
     rejected: tuple[RejectedPair, ...] = ()
+    context: tuple[PairDraft, ...] = ()
     key: str = ""
 
     def __post_init__(self) -> None:
