@@ -85,6 +85,18 @@ class ModelSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     allow_random: bool = False
 
+    def __post_init__(self) -> None:
+        _require(
+            self.masks == "both" or not self.spatial_occlusion,
+            f"model.masks is {self.masks}, but the spatial occlusion encoder reads both masks; set "
+            "model.spatial_occlusion to false",
+        )
+        _require(
+            self.masks != "visible" or not self.occlusion_condition,
+            "model.masks is visible, but the occlusion condition encoder guides the amodal decoder; set "
+            "model.occlusion_condition to false",
+        )
+
 
 @dataclass(frozen=True)
 class SplitSettings:
@@ -227,6 +239,13 @@ class Config:
     loss: LossSettings = field(default_factory=LossSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        metric, masks = self.train.best_metric, self.model.masks
+        _require(
+            masks == "both" or metric.partition(".")[0] not in {"visible", "amodal"} - {masks},
+            f"train.best_metric is {metric}, which a model of {masks} masks lacks; set it to {masks}.giou_object",
+        )
+
 
 def parse_config(argv: Sequence[str] | None = None, *, prog: str = "train_ds.py") -> Config:
     """Read ``--config`` layers (in order) and dotted overrides into a :class:`Config`.
@@ -249,16 +268,16 @@ def parse_config(argv: Sequence[str] | None = None, *, prog: str = "train_ds.py"
     return config
 
 
-def load_config(path: str | Path) -> Config:
-    """Read one YAML file over the defaults.
+def load_config(*paths: str | Path) -> Config:
+    """Read YAML files over the defaults, each over those before it.
 
     Raises:
-        ValueError: With the file and the key, when the file is missing or does not fit.
+        ValueError: With the files and the key, when one is missing or does not fit.
     """
     try:
-        return _parse([f"--config={path}"], "config")[0]
+        return _parse([f"--config={path}" for path in paths], "config")[0]
     except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {_one_line(error)}") from error
+        raise ValueError(f"{' + '.join(map(str, paths))}: {_one_line(error)}") from error
 
 
 def to_yaml(config: Config) -> str:

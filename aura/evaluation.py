@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -77,7 +78,7 @@ def evaluate(
     mine = chosen[rank::world]
     # ZeRO 3 needs every rank in every forward pass: who has an image less than others repeats one and drops the result.
     padding = chosen[: -(-len(chosen) // world) - len(mine)]
-    scorer = Scorer(protocol)
+    scorer = Scorer(protocol, model.config.masks)
     predicted = predict(
         model,
         processor,
@@ -201,11 +202,14 @@ def _write_answers(
 
 def read_masks(output: MaskOutput, rows: Sequence[int], geometry: ImageGeometry) -> list[MaskPair]:
     """The decoded masks of some rows of ``output`` at their image's size, bool [H, W], cut at logit 0."""
-    chosen = torch.as_tensor(list(rows), dtype=torch.int64, device=output.visible_logits.device)
-    visible = (to_image(output.visible_logits[chosen], geometry) > 0).cpu().numpy()
-    amodal = (to_image(output.amodal_logits[chosen], geometry) > 0).cpu().numpy()
-    rates = [None] * len(chosen) if output.occlusion_rate is None else output.occlusion_rate[chosen].tolist()
-    return [MaskPair(*pair) for pair in zip(visible, amodal, rates, strict=True)]
+    absent = [None] * len(rows)
+
+    def masks(logits: torch.Tensor | None) -> Iterable[np.ndarray | None]:
+        return absent if logits is None else (to_image(logits[list(rows)], geometry) > 0).cpu().numpy()
+
+    rates = absent if output.occlusion_rate is None else output.occlusion_rate[list(rows)].tolist()
+    pairs = zip(masks(output.visible_logits), masks(output.amodal_logits), rates, strict=True)
+    return [MaskPair(*pair) for pair in pairs]
 
 
 def answer_starts(tokens: TokenizedConversation) -> list[int]:

@@ -61,8 +61,9 @@ def sheet_row(sample: Sample, key: TurnKey, answer: PredictedAnswer) -> SheetRow
     note = ""
     if len(true) == len(predicted) == 1:
         record = SegRecord(sample.image_id, conversation_id, number, 0, turn.objects[0])
-        found = score_object(record, true[0], predicted[0])
-        note = f"IoU {found.visible.iou:.2f} visible, {found.amodal.iou:.2f} amodal"
+        found = score_object(record, true[0], predicted[0], masks=predicted[0].kinds)
+        ious = {"visible": found.visible, "amodal": found.amodal}
+        note = "IoU " + ", ".join(f"{count.iou:.2f} {kind}" for kind, count in ious.items() if count is not None)
     return SheetRow(
         image=load_image(sample.image_path),
         question=turn.question,
@@ -88,16 +89,11 @@ class PredictionFile:
         """Take all answers about one image."""
         for (conversation_id, turn), answer in answers.items():
             for index, masks in sorted(answer.masks.items()):
-                self.rows.append(
-                    {
-                        "conversation_id": conversation_id,
-                        "turn": turn,
-                        "index": index,
-                        "visible": encode_rle(masks.visible),
-                        "amodal": encode_rle(masks.amodal),
-                        **({} if masks.occlusion_rate is None else {"occlusion_rate": masks.occlusion_rate}),
-                    }
-                )
+                place = {"conversation_id": conversation_id, "turn": turn, "index": index}
+                found = {kind: getattr(masks, kind) for kind in ("visible", "amodal")}
+                encoded = {kind: encode_rle(mask) for kind, mask in found.items() if mask is not None}
+                rate = {} if masks.occlusion_rate is None else {"occlusion_rate": masks.occlusion_rate}
+                self.rows.append({**place, **encoded, **rate})
 
     def save(self, path: str | Path) -> None:
         """Write the JSON list in the order of ids. Of several ranks each must call this; rank 0 writes for all."""

@@ -248,11 +248,14 @@ def read_reply(
     objects = []
     for index, name in enumerate(names):
         # One object at a time: at a photograph's size, the float maps of a long answer would fill the memory.
-        visible = (to_image(masks.visible_logits[index, None], geometry)[0] > 0).cpu().numpy()
-        amodal = (to_image(masks.amodal_logits[index, None], geometry)[0] > 0).cpu().numpy()
+        visible, amodal = (
+            None if logits is None else (to_image(logits[index, None], geometry)[0] > 0).cpu().numpy()
+            for logits in (masks.visible_logits, masks.amodal_logits)
+        )
+        rate = None
         if masks.occlusion_rate is not None:
             rate = float(masks.occlusion_rate[index])
-        else:
+        elif visible is not None and amodal is not None:
             rate = float(occlusion_rate(visible & amodal, amodal))
         objects.append(ReplyObject(name, visible, amodal, rate))
     return Reply(text, tuple(objects), generation.truncated)
@@ -261,8 +264,12 @@ def read_reply(
 def reply_record(reply: Reply) -> dict[str, Any]:
     """A reply as JSON can hold it: masks as COCO RLE, boxes [x, y, width, height] and areas in pixels.
 
-    ``bbox`` and ``area`` are the amodal mask's, as in COCOA-cls.
+    ``bbox`` and ``area`` are the amodal mask's, as in COCOA-cls. Null stands for what the model does not predict.
     """
+
+    def of(mask: np.ndarray | None, measure: Callable[[np.ndarray], Any]) -> Any:
+        return None if mask is None else measure(mask)
+
     return {
         "text": reply.text,
         "truncated": reply.truncated,
@@ -270,12 +277,12 @@ def reply_record(reply: Reply) -> dict[str, Any]:
             {
                 "name": obj.name,
                 "occlusion_rate": obj.occlusion_rate,
-                "visible": encode_rle(obj.visible),
-                "amodal": encode_rle(obj.amodal),
-                "visible_bbox": mask_to_bbox(obj.visible),
-                "bbox": mask_to_bbox(obj.amodal),
-                "visible_area": mask_area(obj.visible),
-                "area": mask_area(obj.amodal),
+                "visible": of(obj.visible, encode_rle),
+                "amodal": of(obj.amodal, encode_rle),
+                "visible_bbox": of(obj.visible, mask_to_bbox),
+                "bbox": of(obj.amodal, mask_to_bbox),
+                "visible_area": of(obj.visible, mask_area),
+                "area": of(obj.amodal, mask_area),
             }
             for obj in reply.objects
         ],

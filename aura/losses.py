@@ -110,54 +110,53 @@ class AuraCriterion:
             if len(mine) == 0:
                 continue
             rows = batch.seg_object[mine]
-            visible, amodal = batch.visible_masks[image][rows], batch.amodal_masks[image][rows]
+            masks = {"visible": batch.visible_masks[image][rows], "amodal": batch.amodal_masks[image][rows]}
+            logits = {"visible": output.visible_logits, "amodal": output.amodal_logits}
             spatial = output.spatial_logits[mine] if output.spatial_logits is not None else None
             compare = self._at_image if self.settings.mask_resolution == "image" else self._at_decoder
-            losses = compare(
-                output.visible_logits[mine], output.amodal_logits[mine], spatial, visible, amodal, geometry
-            )
+            # A model may decode one kind of mask only; the other kind then has no loss.
+            predicted = {kind: values[mine] for kind, values in logits.items() if values is not None}
+            losses = compare(predicted, spatial, masks, geometry)
             for name, values in losses.items():
                 terms[name] = terms[name] + values.sum() / num_objects
         return terms
 
     @staticmethod
     def _at_image(
-        visible_logits: Tensor,  # [n, h, w]
-        amodal_logits: Tensor,  # [n, h, w]
+        mask_logits: dict[str, Tensor],  # visible, amodal, or both: [n, h, w]
         spatial_logits: Tensor | None,  # [n, 3, h, w]
-        visible: Tensor,  # [n, H, W] bool
-        amodal: Tensor,  # [n, H, W] bool
+        masks: dict[str, Tensor],  # visible and amodal: [n, H, W] bool
         geometry: ImageGeometry,
     ) -> dict[str, Tensor]:
         """Each term [n], at the image's size; cutting SAM's square to the image leaves the padding out."""
         losses = {}
-        for name, logits, target in (("visible", visible_logits, visible), ("amodal", amodal_logits, amodal)):
+        for kind, logits in mask_logits.items():
             logits = to_image(logits.float(), geometry)  # [n, H, W]
-            losses[f"{name}_bce"] = mask_bce(logits, target)
-            losses[f"{name}_dice"] = dice_loss(logits, target)
+            losses[f"{kind}_bce"] = mask_bce(logits, masks[kind])
+            losses[f"{kind}_dice"] = dice_loss(logits, masks[kind])
         if spatial_logits is not None:
-            losses["spatial"] = spatial_loss(to_image(spatial_logits.float(), geometry), spatial_map(visible, amodal))
+            classes = spatial_map(masks["visible"], masks["amodal"])
+            losses["spatial"] = spatial_loss(to_image(spatial_logits.float(), geometry), classes)
         return losses
 
     @staticmethod
     def _at_decoder(
-        visible_logits: Tensor,
-        amodal_logits: Tensor,
+        mask_logits: dict[str, Tensor],
         spatial_logits: Tensor | None,
-        visible: Tensor,
-        amodal: Tensor,
+        masks: dict[str, Tensor],
         geometry: ImageGeometry,
     ) -> dict[str, Tensor]:
         """Each term [n], on the decoder's grid, where a target is the share of its cell that the mask covers."""
-        grid = (visible_logits.shape[-2], visible_logits.shape[-1])
-        seen, valid = to_decoder_grid(visible, geometry, grid)  # [n, h, w], [h, w]
-        whole, _ = to_decoder_grid(amodal, geometry, grid)
         losses = {}
-        for name, logits, target in (("visible", visible_logits, seen), ("amodal", amodal_logits, whole)):
-            losses[f"{name}_bce"] = mask_bce(logits, target, valid)
-            losses[f"{name}_dice"] = dice_loss(logits, target, valid)
+        for kind, logits in mask_logits.items():
+            grid = (logits.shape[-2], logits.shape[-1])
+            target, valid = to_decoder_grid(masks[kind], geometry, grid)  # [n, h, w], [h, w]
+            losses[f"{kind}_bce"] = mask_bce(logits, target, valid)
+            losses[f"{kind}_dice"] = dice_loss(logits, target, valid)
         if spatial_logits is not None:
-            hidden, _ = to_decoder_grid(amodal & ~visible, geometry, grid)
+            grid = (spatial_logits.shape[-2], spatial_logits.shape[-1])
+            seen, valid = to_decoder_grid(masks["visible"], geometry, grid)
+            hidden, _ = to_decoder_grid(masks["amodal"] & ~masks["visible"], geometry, grid)
             shares = torch.stack([(1 - seen - hidden).clamp(min=0), seen, hidden], dim=1)  # [n, 3, h, w]
             losses["spatial"] = spatial_loss(spatial_logits, shares, valid)
         return losses

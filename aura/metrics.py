@@ -16,6 +16,7 @@ Conventions, the same for every figure:
   true visible mask, over objects whose hidden region is not empty (mean as C2F-Seg, cumulative as SD-Amodal).
 - **amodal_from_visible** puts the predicted visible mask in the amodal mask's place: what a method would score in
   amodal IoU without completing anything.
+- A method may predict one kind of mask only. What needs the other kind is ``None`` in every score and figure.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from scipy.optimize import linear_sum_assignment
 from aura.types import SegRecord
 
 Status = Literal["paired", "missed", "extra"]
+Masks = Literal["both", "visible", "amodal"]
+"""The kinds of mask that a method predicts."""
 
 OCCLUSION_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Upper edges of the occlusion buckets: exactly 0, then (0, 0.25], (0.25, 0.5], (0.5, 0.75], (0.75, 1]."""
@@ -66,11 +69,25 @@ def hidden_share(visible_area: int, amodal_area: int) -> float:
 
 
 class MaskPair(NamedTuple):
-    """A visible and an amodal mask, bool [H, W], and the occlusion rate that was predicted with them, if any."""
+    """A visible and an amodal mask, bool [H, W], and the occlusion rate that was predicted with them, if any.
 
-    visible: np.ndarray
-    amodal: np.ndarray
+    The truth has both masks; the prediction of a method of one kind has ``None`` in the other's place.
+    """
+
+    visible: np.ndarray | None
+    amodal: np.ndarray | None
     occlusion_rate: float | None = None
+
+    @property
+    def kinds(self) -> Masks:
+        """Which masks are there."""
+        return "visible" if self.amodal is None else "amodal" if self.visible is None else "both"
+
+
+def blank(size: tuple[int, ...], masks: Masks = "both") -> MaskPair:
+    """Empty masks [H, W] of the kinds that a method predicts."""
+    visible, amodal = (np.zeros(size, bool) if masks in ("both", kind) else None for kind in ("visible", "amodal"))
+    return MaskPair(visible, amodal)
 
 
 @dataclass(frozen=True)
@@ -80,21 +97,21 @@ class ObjectScore:
 
     Areas are in pixels. ``predicted_rate`` is the method's own estimate or, where it gave none, the hidden share of its
     amodal mask; ``None`` without prediction or amodal mask. ``visible_outside`` counts the predicted visible pixels
-    outside the predicted amodal mask.
+    outside the predicted amodal mask. What needs a kind of mask that the method does not predict is ``None``.
     """
 
     record: SegRecord
     status: Status
     predicted_index: int | None
-    visible: Overlap
-    amodal: Overlap
-    amodal_from_visible: Overlap
-    invisible: Overlap
+    visible: Overlap | None
+    amodal: Overlap | None
+    amodal_from_visible: Overlap | None
+    invisible: Overlap | None
     true_visible_area: int
     true_amodal_area: int
-    predicted_visible_area: int
-    predicted_amodal_area: int
-    visible_outside: int
+    predicted_visible_area: int | None
+    predicted_amodal_area: int | None
+    visible_outside: int | None
     true_rate: float | None
     predicted_rate: float | None
 
@@ -105,15 +122,16 @@ class ObjectScore:
 
     def as_dict(self) -> dict[str, Any]:
         """One flat JSON object: who, how paired, IoUs, pixel counts, rates."""
-        hidden = self.has_hidden_region
+        invisible = self.invisible if self.has_hidden_region else None
         counts = {"visible": self.visible, "amodal": self.amodal, "amodal_from_visible": self.amodal_from_visible}
-        pixels = {f"{kind}_{key}": getattr(c, key) for kind, c in counts.items() for key in ("intersection", "union")}
+        keys = ("intersection", "union")
+        pixels = {f"{kind}_{key}": getattr(c, key, None) for kind, c in counts.items() for key in keys}
         return {
             **dataclasses.asdict(self.record),
             "status": self.status,
             "predicted_index": self.predicted_index,
-            **{f"{kind}_iou": count.iou for kind, count in counts.items()},
-            "invisible_iou": self.invisible.iou if hidden else None,
+            **{f"{kind}_iou": None if count is None else count.iou for kind, count in counts.items()},
+            "invisible_iou": None if invisible is None else invisible.iou,
             "true_occlusion_rate": self.true_rate,
             "predicted_occlusion_rate": self.predicted_rate,
             "true_visible_area": self.true_visible_area,
@@ -122,8 +140,8 @@ class ObjectScore:
             "predicted_amodal_area": self.predicted_amodal_area,
             "visible_outside_amodal_area": self.visible_outside,
             **pixels,
-            "invisible_intersection": self.invisible.intersection if hidden else None,
-            "invisible_union": self.invisible.union if hidden else None,
+            "invisible_intersection": None if invisible is None else invisible.intersection,
+            "invisible_union": None if invisible is None else invisible.union,
         }
 
 
@@ -142,7 +160,11 @@ class AnswerScore:
 
 
 def score_object(
-    record: SegRecord, true: MaskPair | None, predicted: MaskPair | None, predicted_index: int | None = None
+    record: SegRecord,
+    true: MaskPair | None,
+    predicted: MaskPair | None,
+    predicted_index: int | None = None,
+    masks: Masks = "both",
 ) -> ObjectScore:
     """Compare one prediction with one truth; ``None`` on one side makes it a missed object or an extra prediction.
 
@@ -151,22 +173,25 @@ def score_object(
         true: Its true masks, bool [H, W], the visible within the amodal one.
         predicted: The predicted masks at the same size.
         predicted_index: The prediction's place in the predicted answer.
+        masks: The kinds that the method predicts; ``predicted`` has exactly these.
     """
-    present = true if true is not None else predicted
-    assert present is not None
-    empty = np.zeros(present.visible.shape, bool)
-    target = true if true is not None else MaskPair(empty, empty)
-    guess = predicted if predicted is not None else MaskPair(empty, empty)
+    present = next(m for pair in (true, predicted) if pair is not None for m in pair[:2] if m is not None)
+    target = true if true is not None else blank(present.shape)
+    guess = predicted if predicted is not None else blank(present.shape, masks)
+    assert target.visible is not None and target.amodal is not None and guess.kinds == masks
     credit = true is not None and predicted is not None
 
-    def compare(a: np.ndarray, b: np.ndarray) -> Overlap:
-        return overlap(a, b)._replace(credit=credit)
+    def compare(a: np.ndarray | None, b: np.ndarray) -> Overlap | None:
+        return None if a is None else overlap(a, b)._replace(credit=credit)
 
-    areas = [int(np.count_nonzero(m)) for m in (target.visible, target.amodal, guess.visible, guess.amodal)]
-    outside = int(np.count_nonzero(guess.visible & ~guess.amodal))
-    rate = guess.occlusion_rate
-    if rate is None and areas[3]:
-        rate = hidden_share(areas[2] - outside, areas[3])
+    true_visible, true_amodal = int(np.count_nonzero(target.visible)), int(np.count_nonzero(target.amodal))
+    seen = None if guess.visible is None else int(np.count_nonzero(guess.visible))
+    whole = None if guess.amodal is None else int(np.count_nonzero(guess.amodal))
+    outside, rate = None, guess.occlusion_rate
+    if guess.visible is not None and guess.amodal is not None and seen is not None:
+        outside = int(np.count_nonzero(guess.visible & ~guess.amodal))
+        if rate is None and whole:
+            rate = hidden_share(seen - outside, whole)
     return ObjectScore(
         record=record,
         status="paired" if credit else "extra" if true is None else "missed",
@@ -174,13 +199,15 @@ def score_object(
         visible=compare(guess.visible, target.visible),
         amodal=compare(guess.amodal, target.amodal),
         amodal_from_visible=compare(guess.visible, target.amodal),
-        invisible=compare(guess.amodal & ~target.visible, target.amodal & ~target.visible),
-        true_visible_area=areas[0],
-        true_amodal_area=areas[1],
-        predicted_visible_area=areas[2],
-        predicted_amodal_area=areas[3],
+        invisible=compare(
+            None if guess.amodal is None else guess.amodal & ~target.visible, target.amodal & ~target.visible
+        ),
+        true_visible_area=true_visible,
+        true_amodal_area=true_amodal,
+        predicted_visible_area=seen,
+        predicted_amodal_area=whole,
         visible_outside=outside,
-        true_rate=None if true is None else hidden_share(areas[0], areas[1]),
+        true_rate=None if true is None else hidden_share(true_visible, true_amodal),
         predicted_rate=rate,
     )
 
@@ -191,13 +218,15 @@ def score_object(
 def pair_by_overlap(true: Sequence[MaskPair], predicted: Sequence[MaskPair]) -> list[tuple[int, int]]:
     """The pairing (true, predicted) with the largest sum of visible plus amodal IoU, shared by both kinds of mask.
 
-    As many pairs as the shorter side has. Of several best pairings the lexicographically first is taken (the first
-    object gets the first prediction it can have, and so on), so the result depends on the masks alone.
+    A kind that is not predicted does not count. As many pairs as the shorter side has. Of several best pairings the
+    lexicographically first is taken (the first object gets the first prediction it can have, and so on), so the result
+    depends on the masks alone.
     """
     gain = np.zeros((len(true), len(predicted)))
     for i, target in enumerate(true):
         for j, guess in enumerate(predicted):
-            gain[i, j] = overlap(guess.visible, target.visible).iou + overlap(guess.amodal, target.amodal).iou
+            kinds = [(a, b) for a, b in zip(guess[:2], target[:2], strict=True) if a is not None and b is not None]
+            gain[i, j] = sum(overlap(a, b).iou for a, b in kinds)
     return best_assignment(gain)
 
 
@@ -250,13 +279,19 @@ def mean_of_groups(values: Iterable[tuple[Hashable, float]]) -> float | None:
     return mean(math.fsum(group) / len(group) for group in groups.values())
 
 
-def _region(objects: Sequence[ObjectScore], region: Callable[[ObjectScore], Overlap]) -> dict[str, float | None]:
+def _region(objects: Iterable[ObjectScore], region: Callable[[ObjectScore], Overlap | None]) -> dict[str, float | None]:
+    known = [(o.record, found) for o in objects if (found := region(o)) is not None]
     return {
-        "giou_object": mean(region(o).iou for o in objects),
-        "giou_answer": mean_of_groups(((o.record.conversation_id, o.record.turn), region(o).iou) for o in objects),
-        "giou_image": mean_of_groups((o.record.image_id, region(o).iou) for o in objects),
-        "ciou": cumulative_iou(region(o) for o in objects),
+        "giou_object": mean(found.iou for _, found in known),
+        "giou_answer": mean_of_groups(((r.conversation_id, r.turn), found.iou) for r, found in known),
+        "giou_image": mean_of_groups((r.image_id, found.iou) for r, found in known),
+        "ciou": cumulative_iou(found for _, found in known),
     }
+
+
+def mean_iou(overlaps: Iterable[Overlap | None]) -> float | None:
+    """Mean IoU of those that are there."""
+    return mean(found.iou for found in overlaps if found is not None)
 
 
 def by_occlusion(objects: Iterable[ObjectScore]) -> list[dict[str, Any]]:
@@ -273,10 +308,10 @@ def by_occlusion(objects: Iterable[ObjectScore]) -> list[dict[str, Any]]:
                 "above": max(low, 0.0),
                 "to": high,
                 "num_objects": len(chosen),
-                "visible_giou": mean(o.visible.iou for o in chosen),
-                "amodal_giou": mean(o.amodal.iou for o in chosen),
-                "amodal_from_visible_giou": mean(o.amodal_from_visible.iou for o in chosen),
-                "invisible_giou": mean(o.invisible.iou for o in chosen if o.has_hidden_region),
+                "visible_giou": mean_iou(o.visible for o in chosen),
+                "amodal_giou": mean_iou(o.amodal for o in chosen),
+                "amodal_from_visible_giou": mean_iou(o.amodal_from_visible for o in chosen),
+                "invisible_giou": mean_iou(o.invisible for o in chosen if o.has_hidden_region),
             }
         )
     return rows
@@ -284,6 +319,8 @@ def by_occlusion(objects: Iterable[ObjectScore]) -> list[dict[str, Any]]:
 
 def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) -> dict[str, Any]:
     """Every figure of a report, as fractions in [0, 1]; ``None`` where there is nothing to measure.
+
+    So are the figures that need a kind of mask which the method does not predict.
 
     ``num_objects`` counts true objects. ``occlusion_rate_mae`` is the mean absolute error over true objects with a
     predicted rate. ``seg_count_accuracy`` is the share of answers with exactly as many ``[SEG]`` as the true answer.
@@ -293,7 +330,8 @@ def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) ->
     hidden = [o for o in objects if o.has_hidden_region]
     rates = [(o.predicted_rate, o.true_rate) for o in objects]
     errors = [abs(guess - true) for guess, true in rates if guess is not None and true is not None]
-    outside = sum(o.visible_outside for o in objects)
+    pairs = [o for o in objects if o.visible_outside is not None]
+    outside, seen = sum(o.visible_outside or 0 for o in pairs), sum(o.predicted_visible_area or 0 for o in pairs)
     return {
         "num_images": len({a.image_id for a in answers}),
         "num_answers": len(answers),
@@ -301,13 +339,13 @@ def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) ->
         "visible": _region(objects, lambda o: o.visible),
         "amodal": _region(objects, lambda o: o.amodal),
         "invisible": {
-            "giou_object": mean(o.invisible.iou for o in hidden),
-            "ciou": cumulative_iou(o.invisible for o in hidden),
+            "giou_object": mean_iou(o.invisible for o in hidden),
+            "ciou": cumulative_iou(o.invisible for o in hidden if o.invisible is not None),
             "num_objects": len(hidden),
         },
         "amodal_from_visible": _region(objects, lambda o: o.amodal_from_visible),
         "occlusion_rate_mae": mean(errors),
         "seg_count_accuracy": mean(float(a.true_count == a.predicted_count) for a in answers),
-        "visible_outside_amodal": outside / max(1, sum(o.predicted_visible_area for o in objects)),
+        "visible_outside_amodal": outside / max(1, seen) if pairs or not objects else None,
         "by_occlusion": by_occlusion(objects),
     }

@@ -23,7 +23,7 @@ import numpy as np
 
 from aura.config import Protocol
 from aura.masks import decode_rle
-from aura.metrics import AnswerScore, MaskPair, ObjectScore, pair_by_overlap, score_object
+from aura.metrics import AnswerScore, MaskPair, Masks, ObjectScore, blank, pair_by_overlap, score_object
 from aura.report import Report
 from aura.types import Rle, Sample, SegRecord
 
@@ -36,15 +36,21 @@ TurnKey = tuple[int, int]
 class Prediction:
     """What a method says about one ``[SEG]``: masks at the image's size, as COCO RLE or bool [H, W].
 
-    ``turn`` and ``index`` count from 0; ``index`` is the place of the ``[SEG]`` in its answer.
+    ``turn`` and ``index`` count from 0; ``index`` is the place of the ``[SEG]`` in its answer. A method that predicts
+    one kind of mask leaves the other ``None``, in all its predictions.
     """
 
     conversation_id: int
     turn: int
     index: int
-    visible: Mask
-    amodal: Mask
+    visible: Mask | None
+    amodal: Mask | None
     occlusion_rate: float | None = None
+
+    @property
+    def kinds(self) -> Masks:
+        """Which masks are there."""
+        return "visible" if self.amodal is None else "amodal" if self.visible is None else "both"
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,15 @@ class Scorer:
     """Scores images one after another and keeps no masks.
 
     Every turn of a sample is scored; one without an entry in ``answers`` counts as answered with nothing.
+
+    Args:
+        protocol: How predictions and objects are paired.
+        masks: The kinds of mask that the method predicts; figures that need the other one are ``None``.
     """
 
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, protocol: Protocol, masks: Masks = "both") -> None:
         self.protocol = protocol
+        self.masks = masks
         self.objects: list[ObjectScore] = []
         self.answers: list[AnswerScore] = []
 
@@ -97,8 +108,8 @@ class Scorer:
         guesses: dict[int, MaskPair],
     ) -> None:
         if self.protocol == "teacher_forced":
-            blank = {i: MaskPair(np.zeros_like(t.visible), np.zeros_like(t.amodal)) for i, t in enumerate(true)}
-            guesses = blank | guesses
+            empty = {i: blank(t.visible.shape, self.masks) for i, t in enumerate(true) if t.visible is not None}
+            guesses = empty | guesses
         if self.protocol == "generated_matched":
             indices = sorted(guesses)
             partner = {i: indices[j] for i, j in pair_by_overlap(true, [guesses[j] for j in indices])}
@@ -106,9 +117,9 @@ class Scorer:
             partner = {i: i for i in range(len(true)) if i in guesses}
         for i, (record, masks) in enumerate(zip(records, true, strict=True)):
             j = partner.get(i)
-            self.objects.append(score_object(record, masks, None if j is None else guesses[j], j))
+            self.objects.append(score_object(record, masks, None if j is None else guesses[j], j, self.masks))
         for j in sorted(guesses.keys() - set(partner.values())):
-            self.objects.append(score_object(SegRecord(*place, j, -1, ""), None, guesses[j], j))
+            self.objects.append(score_object(SegRecord(*place, j, -1, ""), None, guesses[j], j, self.masks))
 
     def report(self, name: str = "AURA") -> Report:
         """What was scored so far."""
@@ -136,8 +147,11 @@ def score(
     """
     images, lengths = _index(dataset)
     given: dict[TurnKey, dict[int, tuple[str, Prediction]]] = defaultdict(dict)
+    masks: Masks = "both"
     for number, prediction in enumerate(predictions):
         where = _name(number, prediction)
+        masks = prediction.kinds if number == 0 else masks
+        _check_alike(prediction, masks, where)
         key = (prediction.conversation_id, prediction.turn)
         if prediction.conversation_id not in images:
             raise ValueError(f"{where}: the data set has no conversation {prediction.conversation_id}")
@@ -150,7 +164,7 @@ def score(
             raise ValueError(f"{where}: the same place was already given by {given[key][prediction.index][0]}")
         given[key][prediction.index] = (where, prediction)
 
-    scorer = Scorer(protocol)
+    scorer = Scorer(protocol, masks)
     for sample in dataset:
         keys = [(c.id, number) for c in sample.conversations for number in range(len(c.turns))]
         scorer.add(sample, {key: _decode(sample, given[key]) for key in keys if key in given})
@@ -179,7 +193,18 @@ def _decode(sample: Sample, given: Mapping[int, tuple[str, Prediction]]) -> Pred
     return PredictedAnswer(masks, len(given))
 
 
-def _mask(mask: Mask, sample: Sample, where: str) -> np.ndarray:
+def _check_alike(prediction: Prediction, masks: Masks, where: str) -> None:
+    if prediction.kinds != masks:
+        words = {"both": "both masks", "visible": "only the visible mask", "amodal": "only the amodal mask"}
+        raise ValueError(
+            f"{where} has {words[prediction.kinds]}, those before it {words[masks]}; "
+            "a method predicts both masks everywhere, or one kind everywhere"
+        )
+
+
+def _mask(mask: Mask | None, sample: Sample, where: str) -> np.ndarray | None:
+    if mask is None:
+        return None
     size = list(mask.shape) if isinstance(mask, np.ndarray) else list(mask["size"])
     if size != [sample.height, sample.width]:
         raise ValueError(
@@ -201,7 +226,7 @@ def _name(number: int, prediction: Prediction) -> str:
 def load_predictions(path: str | Path) -> list[Prediction]:
     """Read a JSON list of ``{conversation_id, turn, index, visible: RLE, amodal: RLE, occlusion_rate?}``.
 
-    Other fields are ignored.
+    A method that predicts one kind of mask leaves the other field out of every record. Other fields are ignored.
 
     Raises:
         ValueError: The file cannot be read, is not such a list, or a record lacks a field or has a wrong type; the
@@ -215,20 +240,24 @@ def load_predictions(path: str | Path) -> list[Prediction]:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a JSON list of predictions, not {type(rows).__name__}")
-    return [_parse(row, f"{path}: prediction {number}") for number, row in enumerate(rows)]
+    predictions = [_parse(row, f"{path}: prediction {number}") for number, row in enumerate(rows)]
+    for number, prediction in enumerate(predictions):
+        _check_alike(prediction, predictions[0].kinds, f"{path}: {_name(number, prediction)}")
+    return predictions
 
 
 def _parse(row: Any, where: str) -> Prediction:
     if not isinstance(row, dict):
-        raise ValueError(f"{where} must be an object with {', '.join(_REQUIRED)}, not {type(row).__name__}")
-    missing = [key for key in _REQUIRED if key not in row]
+        raise ValueError(f"{where} must be an object with {', '.join(_PLACE)} and masks, not {type(row).__name__}")
+    missing = [key for key in _PLACE if key not in row]
+    missing += ["visible or amodal"] if not {"visible", "amodal"} & row.keys() else []
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} missing")
     where = f"{where} (conversation {row['conversation_id']}, turn {row['turn']}, index {row['index']})"
-    for key in ("conversation_id", "turn", "index"):
+    for key in _PLACE:
         if type(row[key]) is not int:
             raise ValueError(f"{where}: {key} must be an integer, got {row[key]!r}")
-    for key in ("visible", "amodal"):
+    for key in [kind for kind in ("visible", "amodal") if kind in row]:
         rle = row[key]
         size = rle.get("size") if isinstance(rle, dict) else None
         if not (isinstance(size, list) and len(size) == 2 and isinstance(rle.get("counts"), str | list)):
@@ -236,7 +265,8 @@ def _parse(row: Any, where: str) -> Prediction:
     rate = row.get("occlusion_rate")
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1):
         raise ValueError(f"{where}: occlusion_rate must be a number in [0, 1], got {rate!r}")
-    return Prediction(**{key: row[key] for key in _REQUIRED}, occlusion_rate=rate)
+    place = {key: row[key] for key in _PLACE}
+    return Prediction(**place, visible=row.get("visible"), amodal=row.get("amodal"), occlusion_rate=rate)
 
 
-_REQUIRED = ("conversation_id", "turn", "index", "visible", "amodal")
+_PLACE = ("conversation_id", "turn", "index")

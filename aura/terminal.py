@@ -207,12 +207,17 @@ def objects_table(reply: Reply, pixels: int) -> Table:
     for title in ("occluded", "visible px", "%", "amodal px", "%"):
         table.add_column(title, justify="right")
     for index, obj in enumerate(reply.objects):
-        areas = [int(obj.visible.sum()), int(obj.amodal.sum())]
+        areas = [None if mask is None else int(mask.sum()) for mask in (obj.visible, obj.amodal)]
+        rate = "–" if obj.occlusion_rate is None else f"{obj.occlusion_rate:.0%}"
         table.add_row(
             Text(f"██ {index + 1}", style="rgb({},{},{})".format(*colour_of(index).rgb)),
             Text(obj.name),
-            f"{obj.occlusion_rate:.0%}",
-            *(cell for area in areas for cell in (f"{area:,}", f"{area / pixels:.1%}")),
+            rate,
+            *(
+                cell
+                for area in areas
+                for cell in (("–", "–") if area is None else (f"{area:,}", f"{area / pixels:.1%}"))
+            ),
         )
     return table
 
@@ -231,7 +236,8 @@ def draw_reply(image: Image.Image, question: str, reply: Reply) -> bytes:
 
 def _shrink(obj: ReplyObject, size: tuple[int, int]) -> ReplyObject:
     visible, amodal = (
-        np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in (obj.visible, obj.amodal)
+        None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        for mask in (obj.visible, obj.amodal)
     )
     return dataclasses.replace(obj, visible=visible, amodal=amodal)
 

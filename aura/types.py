@@ -189,10 +189,10 @@ class ImageFeatures:
 
 @dataclass
 class MaskOutput:
-    """What is decoded for N ``[SEG]`` states; the last two are ``None`` where ablated. Grid: SAM's padded square."""
+    """What is decoded for N ``[SEG]`` states; ``None`` where the model has no such part. Grid: SAM's padded square."""
 
-    visible_logits: torch.Tensor  # [N, h, w]
-    amodal_logits: torch.Tensor  # [N, h, w]
+    visible_logits: torch.Tensor | None  # [N, h, w]
+    amodal_logits: torch.Tensor | None  # [N, h, w]; one of the two is there
     occlusion_rate: torch.Tensor | None  # [N], in [0, 1]
     spatial_logits: torch.Tensor | None  # [N, 3, h, w]: 0 background, 1 visible, 2 occluded
 
@@ -235,13 +235,14 @@ class ReplyObject:
     """One ``[SEG]`` of a reply. Masks are bool [H, W] at the image's size; ``occlusion_rate`` in [0, 1].
 
     ``name`` is the phrase before the ``[SEG]`` in the sentence. The rate is the model's own estimate, or, where that
-    head is ablated, 1 - |visible and amodal| / |amodal|.
+    head is ablated, 1 - |visible and amodal| / |amodal|. A model of one kind of mask (``model.masks``) leaves the
+    other ``None``, and the rate with it unless it estimates one.
     """
 
     name: str
-    visible: np.ndarray
-    amodal: np.ndarray
-    occlusion_rate: float
+    visible: np.ndarray | None
+    amodal: np.ndarray | None
+    occlusion_rate: float | None
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,17 @@ title and legend, is at least 360 pixels wide."""
 
 
 class Shown(Protocol):
-    """What can be drawn: masks bool [H, W] at the image's size, such as :class:`aura.types.ReplyObject`."""
+    """What can be drawn: masks bool [H, W] at the image's size, such as :class:`aura.types.ReplyObject`.
+
+    One of the two masks may be ``None``; the other is then drawn as a plain area.
+    """
 
     @property
     def name(self) -> str: ...
     @property
-    def visible(self) -> np.ndarray: ...
+    def visible(self) -> np.ndarray | None: ...
     @property
-    def amodal(self) -> np.ndarray: ...
+    def amodal(self) -> np.ndarray | None: ...
     @property
     def occlusion_rate(self) -> float | None: ...
 
@@ -59,8 +62,8 @@ class ShownObject:
     """One object to draw."""
 
     name: str
-    visible: np.ndarray
-    amodal: np.ndarray
+    visible: np.ndarray | None
+    amodal: np.ndarray | None
     occlusion_rate: float | None = None
 
 
@@ -146,7 +149,7 @@ def paint(
     pil = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
     for obj in objects:
         for mask in (obj.visible, obj.amodal):
-            if mask.shape != (pil.height, pil.width):
+            if mask is not None and mask.shape != (pil.height, pil.width):
                 raise ValueError(f"the masks of {obj.name!r} are {mask.shape}, the image is {(pil.height, pil.width)}")
     factor = longest / max(pil.size)
     factor = min(max(1.0, factor), LARGEST_FACTOR) if enlarge else factor
@@ -155,7 +158,7 @@ def paint(
     unit = max(size) / 400  # line widths follow the picture's size
 
     # Large objects first, so that small ones stay in sight; all hatching last, over whatever hides the object.
-    order = sorted(range(len(objects)), key=lambda i: -int(np.count_nonzero(objects[i].amodal)))
+    order = sorted(range(len(objects)), key=lambda i: -int(np.count_nonzero(_whole(objects[i]))))
     for draw_part in (_paint_visible, _paint_hidden):
         for index in order:
             draw_part(pixels, objects[index], index, factor, unit)
@@ -164,9 +167,21 @@ def paint(
     return result
 
 
+def _seen(obj: Shown) -> np.ndarray:
+    """What is filled: the visible area, or the only mask there is."""
+    mask = obj.amodal if obj.visible is None else obj.visible
+    assert mask is not None, "an object has at least one mask"
+    return mask
+
+
+def _whole(obj: Shown) -> np.ndarray:
+    """The amodal mask, or the only one there is."""
+    return _seen(obj) if obj.amodal is None else obj.amodal
+
+
 def _paint_visible(pixels: Pixels, obj: Shown, index: int, factor: float, unit: float) -> None:
     """Fill and outline the visible area, in place."""
-    window, visible = _resample(obj.visible, pixels.shape[:2], factor, unit)
+    window, visible = _resample(_seen(obj), pixels.shape[:2], factor, unit)
     if window is None:
         return
     colour = np.array(colour_of(index).rgb, np.float32)
@@ -176,7 +191,7 @@ def _paint_visible(pixels: Pixels, obj: Shown, index: int, factor: float, unit: 
 
 def _paint_hidden(pixels: Pixels, obj: Shown, index: int, factor: float, unit: float) -> None:
     """Hatch the invisible area and dash its outline, in place."""
-    window, hidden = _resample(obj.amodal & ~obj.visible, pixels.shape[:2], factor, unit)
+    window, hidden = _resample(_whole(obj) & ~_seen(obj), pixels.shape[:2], factor, unit)
     if window is None:
         return
     colour = np.array(colour_of(index).rgb, np.float32)
@@ -259,7 +274,7 @@ def _paint_numbers(picture: Image.Image, objects: Sequence[Shown], factor: float
     size = max(10, round(max(picture.size) / 42))
     taken: list[tuple[float, float]] = []
     for index, obj in enumerate(objects):
-        mask = obj.visible if obj.visible.any() else obj.amodal
+        mask = _seen(obj) if _seen(obj).any() else _whole(obj)
         if not mask.any():
             continue
         inside = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]

@@ -41,6 +41,12 @@ def test_yaml_round_trip_is_equal(tmp_path):
         (["--loss.mask_resolution", "huge"], "loss.mask_resolution"),
         (["--train.warmup_steps", "6000"], "train.warmup_steps"),
         (["--model.lora.dropout", "1.5"], "model.lora.dropout"),
+        (["--model.masks", "amodal"], "model.spatial_occlusion"),
+        (["--model.masks", "visible", "--model.spatial_occlusion", "false"], "model.occlusion_condition"),
+        (
+            ["--model.masks=visible", "--model.spatial_occlusion=false", "--model.occlusion_condition=false"],
+            "train.best_metric",
+        ),
         (["--config", "missing.yaml"], "missing.yaml"),
     ],
 )
@@ -51,6 +57,15 @@ def test_a_mistake_is_one_line_that_names_the_key_and_code_2(arguments, named, c
     assert stop.value.code == 2
     assert named in message
     assert message.count("\n") == 1
+
+
+def test_load_config_puts_layers_over_each_other(tmp_path):
+    first = write(tmp_path / "a.yaml", "train: {lr: 0.1, steps: 900}\n")
+    second = write(tmp_path / "b.yaml", "train: {steps: 700}\n")
+    config = load_config(first, second)
+    assert (config.train.lr, config.train.steps) == (0.1, 700)
+    with pytest.raises(ValueError, match=r"a\.yaml \+ .*c\.yaml"):
+        load_config(first, str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.parametrize(("text", "named"), [("train: {lrr: 1}", "lrr"), ("trian: {lr: 1}", "trian"), ("a: [", "YAML")])

@@ -118,6 +118,24 @@ def test_every_term_of_a_batch_with_uninformed_predictions(resolution):
     assert total == pytest.approx(sum(losses.values()))
 
 
+@pytest.mark.parametrize("resolution", ["image", "decoder"])
+@pytest.mark.parametrize("kind", ["visible", "amodal"])
+def test_one_kind_of_mask_has_exactly_its_losses(resolution, kind):
+    batch = make_batch([FULL], [(left_half(), torch.ones(1, SIZE, SIZE, dtype=torch.bool))], [0], [0], [0.5])
+    logits = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    criterion = AuraCriterion(LossSettings(mask_resolution=resolution))
+    whole = criterion(make_output(logits, logits), batch).as_floats()
+    masks = {"visible": None, "amodal": None, kind: logits}
+    alone = criterion(make_output(**masks), batch).as_floats()
+    other = "amodal" if kind == "visible" else "visible"
+    removed = dict.fromkeys([f"{other}_bce", f"{other}_dice", "occlusion_rate", "spatial"], 0.0)
+    assert alone == {
+        **whole,
+        **removed,
+        "total": pytest.approx(whole["text"] + sum(whole[f"{kind}_{x}"] for x in ("bce", "dice"))),
+    }
+
+
 def test_weights_scale_the_terms():
     batch = make_batch([FULL], [(left_half(), left_half())], [0], [0], [0.0])
     output = make_output(torch.zeros(1, 4, 4), torch.ones(1, 4, 4), torch.tensor([0.5]), torch.zeros(1, 3, 4, 4))

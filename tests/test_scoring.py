@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -130,6 +131,35 @@ def test_arrays_and_rle_score_alike(dataset) -> None:
     assert score(dataset, arrays).objects == score(dataset, rles).objects
 
 
+@pytest.mark.parametrize("protocol", ["teacher_forced", "generated_order", "generated_matched"])
+@pytest.mark.parametrize("kind", ["visible", "amodal"])
+def test_a_method_of_one_kind_of_mask_scores_that_kind_as_if_it_had_both(dataset, protocol, kind) -> None:
+    rows = [p for p in perfect(dataset) if p.index == 0]  # the second object of an answer is missed
+    shifted = encode_rle(box(1, 1, 11, 9))
+    rows[0] = Prediction(10, 0, 0, shifted, shifted)
+    alone = [dataclasses.replace(p, **{"amodal" if kind == "visible" else "visible": None}) for p in rows]
+    other = "amodal" if kind == "visible" else "visible"
+    report = score(dataset, alone, protocol=protocol)
+    figures, both = report.as_dict(), score(dataset, rows, protocol=protocol).as_dict()
+    region = "amodal_from_visible" if kind == "visible" else "invisible"
+    for key in (kind, region, "num_objects", "seg_count_accuracy"):
+        assert figures[key] == both[key]
+    assert set(figures[other].values()) == {None}
+    assert figures["occlusion_rate_mae"] is figures["visible_outside_amodal"] is None
+    absent = {f"{other}_giou", "invisible_giou" if kind == "visible" else "amodal_from_visible_giou"}
+    for ours, theirs in zip(figures["by_occlusion"], both["by_occlusion"], strict=True):
+        assert ours == {**theirs, **dict.fromkeys(absent)}
+    row = next(iter(report.object_rows()))
+    assert row[f"{other}_iou"] is row[f"{other}_union"] is row[f"predicted_{other}_area"] is None
+    assert row[f"{kind}_iou"] is not None
+
+
+def test_a_method_predicts_the_same_kinds_everywhere(dataset) -> None:
+    first, second, *_ = perfect(dataset)
+    with pytest.raises(ValueError, match=r"prediction 1 .* only the amodal mask, those before it both masks"):
+        score(dataset, [first, dataclasses.replace(second, visible=None)])
+
+
 def test_scorers_of_disjoint_slices_merge_to_the_same_report(dataset) -> None:
     from aura.report import Report
 
@@ -199,7 +229,14 @@ GOOD = {"conversation_id": 10, "turn": 0, "index": 1, "visible": BLANK, "amodal"
             json.dumps([GOOD, {**GOOD, "amodal": None}]),
             r"prediction 1 \(conversation 10, turn 0, index 1\): amodal must be",
         ),
-        (json.dumps([{k: v for k, v in GOOD.items() if k != "visible"}]), "prediction 0: visible missing"),
+        (
+            json.dumps([{k: v for k, v in GOOD.items() if k not in ("visible", "amodal", "turn")}]),
+            "prediction 0: turn, visible or amodal missing",
+        ),
+        (
+            json.dumps([GOOD, {k: v for k, v in GOOD.items() if k != "visible"}]),
+            r"prediction 1 \(conversation 10, turn 0, index 1\) has only the amodal mask, those before it both masks",
+        ),
         (json.dumps([{**GOOD, "turn": "0"}]), "turn must be an integer, got '0'"),
         (json.dumps([{**GOOD, "turn": True}]), "turn must be an integer, got True"),
         (json.dumps([{**GOOD, "occlusion_rate": 40}]), r"occlusion_rate must be a number in \[0, 1\], got 40"),

@@ -39,7 +39,7 @@ class AuraModel(PreTrainedModel):
     Args:
         config: What to build.
         llava: A ready LLaVA whose parts to use; built from ``config`` with random weights without.
-        sam: A ready SAM whose parts to use; likewise. Both mask decoders start from its one.
+        sam: A ready SAM whose parts to use; likewise. Every mask decoder starts from its one.
     """
 
     config_class = AuraConfig
@@ -83,8 +83,8 @@ class AuraModel(PreTrainedModel):
         self.mllm = Mllm(llava, config.lora)
         self.image_encoder = sam.vision_encoder
         self.prompt_encoder = PromptEncoder(config.llava_config.text_config.hidden_size, sam.prompt_encoder)
-        self.visible_decoder = sam.mask_decoder
-        self.amodal_decoder = copy.deepcopy(sam.mask_decoder)
+        self.visible_decoder = sam.mask_decoder if config.masks != "amodal" else None
+        self.amodal_decoder = copy.deepcopy(sam.mask_decoder) if config.masks != "visible" else None
         channels = config.prompt_hidden_size
         self.occlusion_condition = OcclusionConditionEncoder(channels) if config.occlusion_condition else None
         self.spatial_occlusion = SpatialOcclusionEncoder() if config.spatial_occlusion else None
@@ -163,26 +163,26 @@ class AuraModel(PreTrainedModel):
         images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()
         images = images[seg_image.to(refined.device)]  # [N, C, g, g]
         positions = self.prompt_encoder.image_positions()
-        visible, visible_quality = segmentation.decode(self.visible_decoder, refined, images, positions)
-
-        aware, rate = refined, None  # e_oa [N, C]
+        idle = []  # SAM's quality heads are trainable, as in LISA, but no loss asks for them
+        visible = amodal = rate = spatial = None
+        if self.visible_decoder is not None:
+            visible, quality = segmentation.decode(self.visible_decoder, refined, images, positions)  # [N, h, w], [N]
+            idle.append(quality)
+        aware = refined  # e_oa [N, C]
         if self.occlusion_condition is not None:
             aware, rate = self.occlusion_condition(refined)
-        amodal, amodal_quality = segmentation.decode(self.amodal_decoder, aware, images, positions)
-
-        spatial = None
+        if self.amodal_decoder is not None:
+            amodal, quality = segmentation.decode(self.amodal_decoder, aware, images, positions)
+            idle.append(quality)
         if self.spatial_occlusion is not None:
             spatial = self.spatial_occlusion(visible, amodal)  # [N, 3, h, w]
 
-        # SAM's quality head is trainable, as in LISA, but no loss asks for it.
-        idle = [visible_quality, amodal_quality]
+        output = MaskOutput(visible, amodal, rate, spatial)
         if count == 0:
-            idle += [value for value in (visible, amodal, rate, spatial) if value is not None]
-            visible, amodal = visible[:0], amodal[:0]
-            rate = None if rate is None else rate[:0]
-            spatial = None if spatial is None else spatial[:0]
+            idle += [value for value in vars(output).values() if value is not None]
+            output = MaskOutput(**{name: value if value is None else value[:0] for name, value in vars(output).items()})
         unused = 0.0 * torch.stack([value.float().mean() for value in idle]).sum()
-        return MaskOutput(visible, amodal, rate, spatial), unused
+        return output, unused
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -244,7 +244,7 @@ class AuraModel(PreTrainedModel):
     def freeze(self) -> None:
         """Leave trainable what LISA and the paper train, and nothing else.
 
-        LoRA, token embeddings and head (``config.train_embeddings``), the prompt projection, both mask decoders, E_OC
+        LoRA, token embeddings and head (``config.train_embeddings``), the prompt projection, the mask decoders, E_OC
         and E_SO. A model loaded with ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so already.
         """
         self.requires_grad_(False)

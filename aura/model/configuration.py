@@ -18,6 +18,7 @@ class AuraConfig(PretrainedConfig):
         seg_state: Hidden state that stands for a ``[SEG]``: the one ``before`` it, which predicts it, or ``at`` it.
         occlusion_condition: Has the occlusion condition encoder E_OC.
         spatial_occlusion: Has the spatial occlusion encoder E_SO.
+        masks: Decoders it has: ``both``, or ``visible`` or ``amodal`` alone, then without what needs the other one.
         lora: ``{"r", "alpha", "dropout", "targets"}`` of the adapters in the language model, ``None`` without.
         train_embeddings: Token embeddings and language model head are trainable.
     """
@@ -32,6 +33,7 @@ class AuraConfig(PretrainedConfig):
     seg_state: str = "before"
     occlusion_condition: bool = True
     spatial_occlusion: bool = True
+    masks: str = "both"
     lora: dict[str, Any] | None = None
     train_embeddings: bool = True
     tie_word_embeddings: bool = False
@@ -45,6 +47,12 @@ class AuraConfig(PretrainedConfig):
         self.tie_word_embeddings = bool(self.llava_config.tie_word_embeddings)
         if self.seg_state not in ("before", "at"):
             raise ValueError(f"seg_state must be 'before' or 'at', got {self.seg_state!r}")
+        if self.masks not in ("both", "visible", "amodal"):
+            raise ValueError(f"masks must be 'both', 'visible' or 'amodal', got {self.masks!r}")
+        if self.spatial_occlusion and self.masks != "both":
+            raise ValueError(f"spatial_occlusion needs both masks, and masks is {self.masks!r}")
+        if self.occlusion_condition and self.masks == "visible":
+            raise ValueError("occlusion_condition needs the amodal decoder, and masks is 'visible'")
         if self.lora is not None:
             self.lora = {**self.lora, "targets": list(self.lora["targets"])}
         super().__post_init__(**kwargs)

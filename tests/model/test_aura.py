@@ -22,7 +22,15 @@ def without_gradient(model):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"occlusion_condition": False}, {"spatial_occlusion": False}, {"lora": None}, {"train_embeddings": False}],
+    [
+        {},
+        {"occlusion_condition": False},
+        {"spatial_occlusion": False},
+        {"lora": None},
+        {"train_embeddings": False},
+        {"masks": "visible", "occlusion_condition": False, "spatial_occlusion": False},
+        {"masks": "amodal", "spatial_occlusion": False},
+    ],
 )
 @pytest.mark.parametrize("seg", [0, 2])
 def test_every_trainable_parameter_takes_part_in_every_backward(make_model, make_sample, changes, seg):
@@ -32,7 +40,7 @@ def test_every_trainable_parameter_takes_part_in_every_backward(make_model, make
     assert without_gradient(model) == []
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     used = [name for name, p in model.trainable_parameters() if p.grad.any()]
-    assert any(name.startswith("visible_decoder") for name in used) == (seg > 0)
+    assert any("_decoder." in name for name in used) == (seg > 0)
 
 
 def test_a_batch_without_seg_gives_empty_masks_and_changes_no_mask_part(tiny_model, make_sample):
@@ -129,6 +137,38 @@ def test_ablated_outputs_are_none(make_model, make_sample):
     output = make_model(occlusion_condition=False, spatial_occlusion=False)(collate([make_sample([[8]])]))
     assert output.occlusion_rate is None and output.spatial_logits is None
     assert output.visible_logits.shape == output.amodal_logits.shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["visible", "amodal"])
+def test_a_model_of_one_kind_of_mask_is_the_other_without_its_second_decoder(make_model, make_sample, kind, tmp_path):
+    bare = {"occlusion_condition": False, "spatial_occlusion": False}
+    other = {"visible": "amodal", "amodal": "visible"}[kind]
+    whole, alone = make_model(**bare), make_model(**bare, masks=kind)
+    names = {name for name, _ in whole.named_parameters() if not name.startswith(f"{other}_decoder.")}
+    assert {name for name, _ in alone.named_parameters()} == names
+    alone.load_state_dict({name: value for name, value in whole.state_dict().items() if name in alone.state_dict()})
+    batch = collate([make_sample([[8], [6]])])
+    output, expected = alone(batch), whole(batch)
+    assert getattr(output, f"{other}_logits") is None
+    assert torch.equal(getattr(output, f"{kind}_logits"), getattr(expected, f"{kind}_logits"))
+    assert getattr(alone(collate([make_sample([[8]], seg=0)])), f"{kind}_logits").shape == (0, 32, 32)
+    alone.save_pretrained(tmp_path)
+    loaded, info = AuraModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.masks == kind
+    assert torch.equal(getattr(loaded(batch), f"{kind}_logits"), getattr(output, f"{kind}_logits"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"masks": "amodal"}, "spatial_occlusion needs both masks"),
+        ({"masks": "visible", "spatial_occlusion": False}, "occlusion_condition needs the amodal decoder"),
+        ({"masks": "none"}, "masks must be"),
+    ],
+)
+def test_modules_that_need_the_other_mask_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        AuraConfig(**changes)
 
 
 def test_training_starts_from_the_baseline(tiny_config):
