@@ -96,6 +96,7 @@ def _from_backbones(
         seg_state=settings.seg_state,
         occlusion_condition=settings.occlusion_condition,
         spatial_occlusion=settings.spatial_occlusion,
+        masks=settings.masks,
         lora=_lora(settings.lora),
         train_embeddings=settings.train_embeddings,
     )
@@ -145,6 +146,7 @@ def _from_export(
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
     config.occlusion_condition = settings.occlusion_condition
     config.spatial_occlusion = settings.spatial_occlusion
+    config.masks = settings.masks
     model, info = AuraModel.from_pretrained(
         folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True
     )
