@@ -145,21 +145,33 @@ def build_prompt(request: GenerationRequest, *, image_side: int = 1024, jpeg_qua
     Raises:
         ValueError: The image has no objects, or its file is missing, damaged or of another size than annotated.
     """
+    text = user_text(request, image_side)
+    picture = _picture(request, image_side)
+    return Prompt(SYSTEM, text, _data_url(picture, jpeg_quality), picture.width, picture.height)
+
+
+def sent_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """(width, height) of the picture as it is sent: its longer side is at most ``side`` pixels."""
+    scale = min(1.0, side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def user_text(request: GenerationRequest, image_side: int = 1024) -> str:
+    """The text of the user's message; the picture is not opened. Raises ValueError for an image without objects."""
     image = request.image
     if not image.objects:
         raise ValueError(f"image {image.image_id} has no objects; there is nothing to ask about, leave it out")
-    picture = _picture(request, image_side)
-    scale = (picture.width / image.width, picture.height / image.height)
+    width, height = sent_size(image.width, image.height, image_side)
     parts = [
-        f"The picture is {picture.width} x {picture.height} pixels. Its labelled objects, from left to right:",
-        object_table(image, scale=scale),
+        f"The picture is {width} x {height} pixels. Its labelled objects, from left to right:",
+        object_table(image, scale=(width / image.width, height / image.height)),
     ]
     if request.rejected:
         parts += _second_round(request)
     else:
         number = "1 pair" if request.pairs == 1 else f"{request.pairs} pairs"
         parts.append(f"Write {number} about this picture.")
-    return Prompt(SYSTEM, "\n\n".join(parts), _data_url(picture, jpeg_quality), picture.width, picture.height)
+    return "\n\n".join(parts)
 
 
 def object_table(image: AnnotatedImage, *, scale: tuple[float, float] = (1.0, 1.0)) -> str:
@@ -241,9 +253,8 @@ def _picture(request: GenerationRequest, side: int) -> Image.Image:
                     f"{where}: {path} is {size[0]} x {size[1]} pixels but its annotations are made for "
                     f"{wanted[0]} x {wanted[1]}; use the original image"
                 )
-            longest = max(size)
-            if longest > side:
-                target = (max(1, round(size[0] * side / longest)), max(1, round(size[1] * side / longest)))
+            target = sent_size(*size, side)
+            if target != size:
                 opened.draft("RGB", target)
                 return opened.convert("RGB").resize(target, Image.Resampling.LANCZOS)
             return opened.convert("RGB")

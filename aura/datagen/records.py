@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 
 from aura.data.sources import AnnotatedImage
 
-FailureReason = Literal["refusal", "truncated", "malformed", "schema", "timeout", "http", "empty"]
+FailureReason = Literal["refusal", "truncated", "malformed", "schema", "timeout", "http", "empty", "image"]
+"""``image``: the picture is missing, damaged or of another size than annotated; ``empty``: nothing came or can be asked."""
 
 
 @dataclass(frozen=True)
