@@ -185,7 +185,9 @@ class Api:
     async def close(self) -> None:
         await self.client.close()
 
-    async def patiently(self, call: Callable[[], Awaitable[T]], on_lost: Callable[[], None] = lambda: None) -> T:
+    async def patiently(
+        self, call: Callable[[], Awaitable[T]], on_lost: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
         """``call()``, again after pauses while the service is busy or out of reach.
 
         ``on_lost`` is told of each attempt whose request may have been worked on although no answer came.
@@ -196,6 +198,7 @@ class Api:
         """
         for attempt in range(self.settings.retries + 1):
             await self._pause()
+            last: openai.APIError
             try:
                 return await call()
             except openai.APIStatusError as error:
@@ -204,8 +207,8 @@ class Api:
                     raise
                 wait, last = self._wait(error, attempt), error
             except openai.APIConnectionError as error:
-                if _may_have_been_worked_on(error):
-                    on_lost()
+                if on_lost is not None and _may_have_been_worked_on(error):
+                    await on_lost()
                 wait, last = self._backoff(attempt), error
             if attempt == self.settings.retries:
                 raise last
@@ -277,32 +280,44 @@ class OpenAIGenerator:
             prompt = await asyncio.to_thread(prompt_of, request, self.settings)
             expected = expected_usage(request, self.settings)
             bound = upper_bound(Usage(int(expected.input * self._surprise), expected.output), self.settings)
-            most = bound.cost(self.settings.price)
-            await self.api.ledger.reserve(most)
-            charges = _Charges()
+            charges = _Charges(self.api.ledger, bound, bound.cost(self.settings.price))
+            await charges.reserve()
             try:
-                completion = await self._ask(request, prompt, bound, charges)
+                completion = await self._ask(request, prompt, charges)
             finally:
-                self.api.ledger.settle(most, charges.cost)
+                charges.release()
             if completion.usage is not None:
                 self._surprise = max(self._surprise, completion.usage.input / max(expected.input, 1))
         return outcome(request.image.image_id, completion, charges.usage, charges.cost, self.name, self.model)
 
-    async def _ask(self, request: GenerationRequest, prompt: Prompt, bound: Usage, charges: _Charges) -> Completion:
+    async def _ask(self, request: GenerationRequest, prompt: Prompt, charges: _Charges) -> Completion:
         body = request_body(prompt, self.settings)
         headers = {"Idempotency-Key": request.key}
 
         async def attempt() -> str:
             raw = await self.api.client.chat.completions.with_raw_response.create(**body, extra_headers=headers)
-            return raw.text if isinstance(raw.text, str) else raw.text()
+            return raw.text
+
+        async def lost() -> None:
+            charges.book(charges.bound, self.settings.price)
+            await charges.reserve()
 
         try:
-            text = await self.api.patiently(attempt, lambda: charges.add(bound, self.settings.price))
+            text = await self.api.patiently(attempt, lost)
         except openai.APIError as error:
             raise GenerationError(self._failure(request.image.image_id, error, charges)) from error
+        except GenerationStopped as stopped:
+            if not charges.cost:
+                raise
+            # What lost attempts may have cost must be recorded with the image; the next request meets the stop itself.
+            usage = charges.usage
+            failure = GenerationFailure(
+                request.image.image_id, "timeout", str(stopped), True, charges.cost, usage.input, usage.output
+            )
+            raise GenerationError(failure) from stopped
         completion = read_completion(_json(text), exactly=len(request.rejected) or None)
         usage = completion.usage or Usage(expected_usage(request, self.settings).input, text_tokens(completion.raw))
-        charges.add(usage, self.settings.price)
+        charges.book(usage, self.settings.price)
         return completion
 
     def _failure(self, image_id: int, error: openai.APIError, charges: _Charges) -> GenerationFailure:
@@ -315,14 +330,31 @@ class OpenAIGenerator:
 
 @dataclass
 class _Charges:
-    """What the attempts of one request were charged."""
+    """What the attempts of one request were charged; each attempt is reserved at ``most`` before it is sent."""
 
-    usage: Usage = Usage(0, 0)
+    ledger: Ledger
+    bound: Usage
+    most: float
+    usage: Usage = field(default_factory=lambda: Usage(0, 0))
     cost: float = 0.0
+    held: float = 0.0
 
-    def add(self, usage: Usage, price: ModelPrice | None, *, batch: bool = False) -> None:
+    async def reserve(self) -> None:
+        await self.ledger.reserve(self.most)
+        self.held = self.most
+
+    def book(self, usage: Usage, price: ModelPrice | None) -> None:
+        """The attempt under way was charged for ``usage``."""
+        cost = usage.cost(price)
         self.usage = Usage(self.usage.input + usage.input, self.usage.output + usage.output)
-        self.cost += usage.cost(price, batch=batch)
+        self.cost += cost
+        self.ledger.settle(self.held, cost)
+        self.held = 0.0
+
+    def release(self) -> None:
+        """The attempt under way, if any, was charged nothing."""
+        self.ledger.settle(self.held, 0.0)
+        self.held = 0.0
 
 
 def prompt_of(request: GenerationRequest, settings: ApiSettings) -> Prompt:

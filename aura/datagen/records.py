@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from aura.data.sources import AnnotatedImage
 
 FailureReason = Literal["refusal", "truncated", "malformed", "schema", "timeout", "http", "empty", "image"]
-"""``image``: the picture is missing, damaged or of another size than annotated; ``empty``: nothing came or can be asked."""
+"""``image``: the picture is missing, damaged or of another size than annotated; ``empty``: no pairs, or no objects."""
 
 
 @dataclass(frozen=True)
