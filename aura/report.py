@@ -115,3 +115,39 @@ def read_figures(path: str | Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} is no report: {', '.join(missing)} missing; write it with eval.py")
     return figures
+
+
+def combine(first: Figures, second: Figures) -> dict[str, Any]:
+    """The figures of a method that was trained twice, once for each kind of mask, as one report.
+
+    Each figure comes from the one that could measure it. What both measured and not alike, such as
+    ``seg_count_accuracy``, is no figure of the two together and becomes ``None``.
+
+    Args:
+        first: Of one kind of mask (figures as in ``report.json``).
+        second: Of the other kind, on the same data under the same protocol.
+
+    Raises:
+        ValueError: They are of different data or protocols, or of the same kind of mask.
+    """
+    same = ("protocol", "num_images", "num_answers", "num_objects")
+    different = [key for key in same if first.get(key) != second.get(key)]
+    if different:
+        values = ", ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in different)
+        raise ValueError(f"two reports make one row only on the same data under the same protocol; they have {values}")
+    for kind in ("visible", "amodal"):
+        found = [report[kind]["giou_object"] is not None for report in (first, second)]
+        if all(found) and first["num_objects"]:
+            raise ValueError(f"both reports have {kind} masks; two reports make one row where each has the other kind")
+    merged: dict[str, Any] = _fill(first, second)
+    return merged
+
+
+def _fill(first: Any, second: Any) -> Any:
+    if isinstance(first, Mapping):
+        return {key: _fill(value, second[key]) for key, value in first.items()}
+    if isinstance(first, list):
+        return [_fill(a, b) for a, b in zip(first, second, strict=True)]
+    if first is None or second is None:
+        return second if first is None else first
+    return first if first == second else None

@@ -180,6 +180,14 @@ def test_a_large_photograph_has_a_smaller_overlay():
     assert picture.width == 2048
 
 
+def test_an_only_mask_is_shown_with_dashes_for_the_other(say, answers):
+    mask = np.zeros((40, 60), bool)
+    mask[:, :15] = True
+    answers.append(Reply("the bus [SEG]", (ReplyObject("bus", mask, None, None),)))
+    printed = say("one?")[1]
+    assert "600" in printed and "25.0%" in printed and printed.count("–") == 3
+
+
 # --- chat.py ----------------------------------------------------------------------------------------------------------
 
 KEYS = {"image", "width", "height", "turn", "question", "text", "truncated", "objects", "overlay"}

@@ -114,6 +114,17 @@ def test_batches_and_the_feature_cache_change_nothing(tiny_model, processor, dat
     assert warm.as_dict()["amodal"]["ciou"] == pytest.approx(plain.as_dict()["amodal"]["ciou"], abs=1e-3)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", ["visible", "amodal"])
+def test_a_model_of_one_kind_of_mask_scores_that_kind_alone(make_model, processor, dataset, kind, protocol) -> None:
+    model = make_model(masks=kind, occlusion_condition=False, spatial_occlusion=False)
+    model.config.seg_token_id = processor.seg_token_id
+    report = evaluate(model, processor, dataset, protocol, progress=False, max_new_tokens=6)
+    figures, other = report.as_dict(), {"visible": "amodal", "amodal": "visible"}[kind]
+    assert figures[kind]["giou_object"] is not None and figures[other]["giou_object"] is None
+    assert figures["occlusion_rate_mae"] is None and figures["seg_count_accuracy"] is not None
+
+
 def write_the_truth(model, processor, dataset, monkeypatch) -> None:
     """Make ``model`` write the true answers, with the states that teacher forcing gives."""
     answers = {}

@@ -96,6 +96,17 @@ def test_the_masks_are_the_models_logits_above_zero(assistant, image, monkeypatc
     assert first.occlusion_rate == pytest.approx(0.5), "without the head, the masks tell the rate"
 
 
+def test_a_model_of_one_kind_of_mask_leaves_the_other_out(assistant, image, monkeypatch):
+    masks = SimpleNamespace(visible_logits=torch.ones(2, 32, 32), amodal_logits=None, occlusion_rate=None)
+    monkeypatch.setattr(assistant.model, "decode_masks", lambda *args: masks)
+    make_it_say(assistant, ANSWERS[0])
+    reply = assistant.ask(image, "What?")
+    assert reply.objects[0].visible.all() and reply.objects[0].amodal is reply.objects[0].occlusion_rate is None
+    record = reply_record(reply)["objects"][0]
+    assert record["visible_area"] == 40 * 60
+    assert record["amodal"] is record["bbox"] is record["area"] is record["occlusion_rate"] is None
+
+
 def test_an_answer_without_a_mark_has_no_objects(assistant, image):
     make_it_say(assistant, ANSWERS[1])
     assert assistant.ask(image, "What could I eat?").objects == ()

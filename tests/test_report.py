@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from aura import tables
-from aura.metrics import AnswerScore, MaskPair, score_object
-from aura.report import Report, read_figures, write_tables
+from aura.metrics import AnswerScore, MaskPair, Masks, score_object
+from aura.report import Report, combine, read_figures, write_tables
 from aura.types import SegRecord
 
 REGION = {"giou_object", "giou_answer", "giou_image", "ciou"}
@@ -32,15 +32,19 @@ SCHEMA = {
 }
 
 
-def make_report(name: str = "AURA", seed: int = 0) -> Report:
+def make_report(name: str = "AURA", seed: int = 0, masks: Masks = "both") -> Report:
     rng = np.random.default_rng(seed)
     objects, answers = [], []
     for number in range(6):
         amodal = rng.random((8, 8)) < 0.6
         true = MaskPair(amodal & (rng.random((8, 8)) < number / 5), amodal)
         guess = None if number == 3 else MaskPair(true.visible, rng.random((8, 8)) < 0.6, float(rng.random()))
+        if guess is not None and masks != "both":
+            guess = MaskPair(
+                *(mask if kind == masks else None for kind, mask in zip(("visible", "amodal"), guess[:2], strict=True))
+            )
         record = SegRecord(number // 2, number, 0, 0, 50 + number, "café_cup")
-        objects.append(score_object(record, true, guess, None if guess is None else 0))
+        objects.append(score_object(record, true, guess, None if guess is None else 0, masks))
         answers.append(
             AnswerScore(number // 2, number, 0, 1, int(guess is not None), "What?", "A [SEG].", f"My [SEG] {number}.")
         )
@@ -134,6 +138,27 @@ def test_an_empty_report_shows_dashes() -> None:
     figures = Report("teacher_forced", (), ()).as_dict()
     assert tables.main_table({"AURA": figures}).rows[0][2:] == ("–",) * 4
     tables.show({"AURA": figures}, Console(file=io.StringIO()))
+
+
+def test_a_report_of_one_kind_of_mask_shows_dashes_and_two_make_one_row(tmp_path) -> None:
+    both, visible, amodal = (make_report(masks=masks) for masks in ("both", "visible", "amodal"))
+    row = tables.main_table({"LISA": visible.as_dict()}).rows[0]
+    assert row[2:] == ("–", "–", *tables.main_table({"x": both.as_dict()}).rows[0][4:])
+    visible.write(tmp_path)
+    tables.show({"LISA": read_figures(tmp_path)}, Console(file=io.StringIO()))
+    assert len((tmp_path / "objects.jsonl").read_text().splitlines()) == 6
+    expected = {**both.as_dict(), "occlusion_rate_mae": None, "visible_outside_amodal": None}
+    assert combine(visible.as_dict(), amodal.as_dict()) == combine(amodal.as_dict(), visible.as_dict()) == expected
+    other = {**amodal.as_dict(), "seg_count_accuracy": 0.123}
+    assert combine(visible.as_dict(), other)["seg_count_accuracy"] is None
+
+
+def test_reports_that_do_not_belong_together_are_refused() -> None:
+    visible, amodal = (make_report(masks=masks).as_dict() for masks in ("visible", "amodal"))
+    with pytest.raises(ValueError, match="both reports have visible masks"):
+        combine(visible, make_report().as_dict())
+    with pytest.raises(ValueError, match="num_objects 6 and 7"):
+        combine(visible, {**amodal, "num_objects": 7})
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def test_any_shape_and_empty_masks_can_be_drawn(shape) -> None:
     assert picture.width >= 360
 
 
+def test_an_only_mask_is_a_plain_area() -> None:
+    image, obj = scene()
+    expected = np.asarray(paint(image, [ShownObject("bus", obj.amodal, obj.amodal)], 768))
+    for masks in ((obj.amodal, None), (None, obj.amodal)):
+        np.testing.assert_array_equal(np.asarray(paint(image, [ShownObject("bus", *masks)], 768)), expected)
+    assert overlay(image, [ReplyObject("bus", None, obj.amodal, None)]).width == 768
+
+
 def test_masks_of_another_size_are_refused() -> None:
     image, obj = scene()
     with pytest.raises(ValueError, match=r"masks of 'bus' are \(64, 96\), the image is \(64, 90\)"):
