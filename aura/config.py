@@ -65,6 +65,7 @@ class ModelSettings:
         occlusion_condition: Use the occlusion condition encoder E_OC (and its occlusion rate).
         spatial_occlusion: Use the spatial occlusion encoder E_SO.
         train_embeddings: Train the token embeddings and the language model's head, as LISA does.
+        train_projector: Train LLaVA's projector; needed where it is new (a language model paired with a CLIP tower).
         masks: Masks to predict: ``both`` (AURA), or one kind with one decoder (the methods AURA is compared with).
         quantize: Load the language model's frozen layers in 8 or 4 bits (needs bitsandbytes and a GPU).
         lora: Adapters.
@@ -80,6 +81,7 @@ class ModelSettings:
     occlusion_condition: bool = True
     spatial_occlusion: bool = True
     train_embeddings: bool = True
+    train_projector: bool = False
     masks: Literal["both", "visible", "amodal"] = "both"
     quantize: Literal["none", "int8", "int4"] = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)

@@ -244,14 +244,17 @@ class AuraModel(PreTrainedModel):
     def freeze(self) -> None:
         """Leave trainable what LISA and the paper train, and nothing else.
 
-        LoRA, token embeddings and head (``config.train_embeddings``), the prompt projection, the mask decoders, E_OC
-        and E_SO. A model loaded with ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so already.
+        LoRA, token embeddings and head (``config.train_embeddings``), where they ask for it LLaVA's projector
+        (``config.train_projector``), the prompt projection, the mask decoders, E_OC and E_SO. A model loaded with
+        ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so already.
         """
         self.requires_grad_(False)
         trained: list[nn.Module | None] = [self.prompt_encoder.projection, self.visible_decoder, self.amodal_decoder]
         trained += [self.occlusion_condition, self.spatial_occlusion]
         if self.config.train_embeddings:
             trained += [self.mllm.language_model.embed_tokens, self.mllm.lm_head]
+        if self.config.train_projector:
+            trained.append(self.mllm.projector)
         for module in trained:
             if module is not None:
                 module.requires_grad_(True)

@@ -99,6 +99,7 @@ def _from_backbones(
         masks=settings.masks,
         lora=_lora(settings.lora),
         train_embeddings=settings.train_embeddings,
+        train_projector=settings.train_projector,
     )
     clip_image_size = config.llava_config.vision_config.image_size
     processor = Processor(
@@ -144,6 +145,7 @@ def _from_export(
     processor = Processor.from_pretrained(folder, max_length=data.max_length, prompt_template=settings.prompt_template)
     config = AuraConfig.from_pretrained(folder)
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
+    config.train_projector = settings.train_projector
     config.occlusion_condition = settings.occlusion_condition
     config.spatial_occlusion = settings.spatial_occlusion
     config.masks = settings.masks

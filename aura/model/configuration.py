@@ -21,6 +21,7 @@ class AuraConfig(PretrainedConfig):
         masks: Decoders it has: ``both``, or ``visible`` or ``amodal`` alone, then without what needs the other one.
         lora: ``{"r", "alpha", "dropout", "targets"}`` of the adapters in the language model, ``None`` without.
         train_embeddings: Token embeddings and language model head are trainable.
+        train_projector: LLaVA's projector is trainable.
     """
 
     model_type = "aura"
@@ -36,6 +37,7 @@ class AuraConfig(PretrainedConfig):
     masks: str = "both"
     lora: dict[str, Any] | None = None
     train_embeddings: bool = True
+    train_projector: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -28,6 +28,7 @@ def without_gradient(model):
         {"spatial_occlusion": False},
         {"lora": None},
         {"train_embeddings": False},
+        {"train_projector": True},
         {"masks": "visible", "occlusion_condition": False, "spatial_occlusion": False},
         {"masks": "amodal", "spatial_occlusion": False},
     ],
@@ -131,6 +132,9 @@ def test_ablations_remove_exactly_their_parameters(make_model):
     assert plain == {name.replace(".base_layer", "") for name in whole if ".lora_" not in name}
     frozen = [name for name, _ in make_model(train_embeddings=False).trainable_parameters()]
     assert not any("embed_tokens" in name or "lm_head" in name for name in frozen)
+    usual = {name for name, _ in make_model().trainable_parameters()}
+    added = {name for name, _ in make_model(train_projector=True).trainable_parameters()} - usual
+    assert added == {f"mllm.projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
 
 
 def test_ablated_outputs_are_none(make_model, make_sample):
