@@ -185,9 +185,7 @@ class Api:
     async def close(self) -> None:
         await self.client.close()
 
-    async def patiently(
-        self, call: Callable[[], Awaitable[T]], on_lost: Callable[[], Awaitable[None]] | None = None
-    ) -> T:
+    async def patiently(self, call: Callable[[], Awaitable[T]], on_lost: Callable[[], None] = lambda: None) -> T:
         """``call()``, again after pauses while the service is busy or out of reach.
 
         ``on_lost`` is told of each attempt whose request may have been worked on although no answer came.
@@ -207,8 +205,8 @@ class Api:
                     raise
                 wait, last = self._wait(error, attempt), error
             except openai.APIConnectionError as error:
-                if on_lost is not None and _may_have_been_worked_on(error):
-                    await on_lost()
+                if _may_have_been_worked_on(error):
+                    on_lost()
                 wait, last = self._backoff(attempt), error
             if attempt == self.settings.retries:
                 raise last
@@ -281,7 +279,6 @@ class OpenAIGenerator:
             expected = expected_usage(request, self.settings)
             bound = upper_bound(Usage(int(expected.input * self._surprise), expected.output), self.settings)
             charges = _Charges(self.api.ledger, bound, bound.cost(self.settings.price))
-            await charges.reserve()
             try:
                 completion = await self._ask(request, prompt, charges)
             finally:
@@ -295,15 +292,12 @@ class OpenAIGenerator:
         headers = {"Idempotency-Key": request.key}
 
         async def attempt() -> str:
+            await charges.reserve()
             raw = await self.api.client.chat.completions.with_raw_response.create(**body, extra_headers=headers)
             return raw.text
 
-        async def lost() -> None:
-            charges.book(charges.bound, self.settings.price)
-            await charges.reserve()
-
         try:
-            text = await self.api.patiently(attempt, lost)
+            text = await self.api.patiently(attempt, lambda: charges.book(charges.bound, self.settings.price))
         except openai.APIError as error:
             raise GenerationError(self._failure(request.image.image_id, error, charges)) from error
         except GenerationStopped as stopped:
@@ -337,24 +331,26 @@ class _Charges:
     most: float
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     cost: float = 0.0
-    held: float = 0.0
+    held: float | None = None
 
     async def reserve(self) -> None:
-        await self.ledger.reserve(self.most)
-        self.held = self.most
+        """Before an attempt; one that failed without a charge leaves its reservation to the next."""
+        if self.held is None:
+            await self.ledger.reserve(self.most)
+            self.held = self.most
 
     def book(self, usage: Usage, price: ModelPrice | None) -> None:
         """The attempt under way was charged for ``usage``."""
         cost = usage.cost(price)
         self.usage = Usage(self.usage.input + usage.input, self.usage.output + usage.output)
         self.cost += cost
-        self.ledger.settle(self.held, cost)
-        self.held = 0.0
+        self.ledger.settle(self.held or 0.0, cost)
+        self.held = None
 
     def release(self) -> None:
         """The attempt under way, if any, was charged nothing."""
-        self.ledger.settle(self.held, 0.0)
-        self.held = 0.0
+        self.ledger.settle(self.held or 0.0, 0.0)
+        self.held = None
 
 
 def prompt_of(request: GenerationRequest, settings: ApiSettings) -> Prompt:
