@@ -81,6 +81,27 @@ def build_model(
     return model if device is None else model.to(device), processor, report
 
 
+def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) -> AuraConfig:
+    """The model that ``settings`` make of these two; ids of tokens are the tokenizer's and still to be set.
+
+    Args:
+        settings: What to add to the two, and what to train.
+        llava_config: A ``LlavaConfig`` or its dict.
+        sam_config: A ``SamConfig`` or its dict.
+    """
+    return AuraConfig(
+        llava_config=llava_config,
+        sam_config=sam_config,
+        seg_state=settings.seg_state,
+        occlusion_condition=settings.occlusion_condition,
+        spatial_occlusion=settings.spatial_occlusion,
+        masks=settings.masks,
+        lora=_lora(settings.lora),
+        train_embeddings=settings.train_embeddings,
+        train_projector=settings.train_projector,
+    )
+
+
 def _from_backbones(
     settings: ModelSettings, data: DataSettings, dtype: torch.dtype
 ) -> tuple[AuraModel, Processor, LoadReport]:
@@ -90,17 +111,7 @@ def _from_backbones(
     sam, sam_report = load_sam(sam_folder, dtype=dtype, allow_random=settings.allow_random)
     sam_loaded, sam_missing = set(sam.state_dict()) - set(sam_report.missing), sam_report.missing
 
-    config = AuraConfig(
-        llava_config=llava.config,
-        sam_config=sam.config,
-        seg_state=settings.seg_state,
-        occlusion_condition=settings.occlusion_condition,
-        spatial_occlusion=settings.spatial_occlusion,
-        masks=settings.masks,
-        lora=_lora(settings.lora),
-        train_embeddings=settings.train_embeddings,
-        train_projector=settings.train_projector,
-    )
+    config = model_config(settings, llava.config, sam.config)
     clip_image_size = config.llava_config.vision_config.image_size
     processor = Processor(
         load_tokenizer(mllm_folder),
