@@ -116,10 +116,10 @@ def read_tensors(path: str | Path, setting: str) -> dict[str, torch.Tensor]:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{setting}: {path} is truncated or damaged ({reason}); get it again") from error
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        held = (
-            f"the entries {', '.join(map(str, list(state)[:4]))}" if isinstance(state, dict) else type(state).__name__
-        )
-        raise ValueError(f"{setting}: {path} holds {held or 'nothing'}, not a bare state dict of tensors")
+        held = "nothing" if not state else type(state).__name__
+        if isinstance(state, dict) and state:
+            held = f"the entries {', '.join(map(str, list(state)[:4]))}"
+        raise ValueError(f"{setting}: {path} holds {held}, not a bare state dict of tensors; give the right file")
     return state
 
 

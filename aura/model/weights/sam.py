@@ -207,6 +207,8 @@ def _count(shapes: Mapping[str, Any], prefix: str) -> int:
 
 def _kind(shapes: Mapping[str, Any], error: Exception) -> str:
     """What a wrong file seems to hold, and what to do."""
+    if any(name.startswith("image_encoder.blocks.") for name in shapes):
+        return f"{error} is missing; the file is incomplete, download it again"
     marks = {
         "visual_model.": "it holds a LISA checkpoint; give it as model.init_from",
         "vision_encoder.": "it has the names of transformers; give the folder with its config.json instead",
@@ -216,8 +218,6 @@ def _kind(shapes: Mapping[str, Any], error: Exception) -> str:
     for mark, meaning in marks.items():
         if any(mark in name for name in shapes):
             return meaning
-    if any(name.startswith("image_encoder.blocks.") for name in shapes):
-        return f"{error} is missing; the file is incomplete, download it again"
     return f"it holds {_shown(sorted(shapes))}; download an official file, such as sam_vit_h_4b8939.pth"
 
 
