@@ -25,6 +25,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where overlays go (default runs/chat/DATE-TIME)")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
+    parser.add_argument("--device-map", choices=("auto",), help="spread the model over all GPUs")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of the language model")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
     args = parser.parse_args(argv)
     if args.ask and args.image is None:
@@ -50,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stderr.isatty():
             print(f"loading {args.checkpoint} ...", file=sys.stderr)
         assistant = Assistant.from_pretrained(
-            args.checkpoint, args.device, args.dtype, max_new_tokens=args.max_new_tokens
+            args.checkpoint,
+            args.device,
+            args.dtype,
+            quantize=args.quantize,
+            device_map=args.device_map,
+            max_new_tokens=args.max_new_tokens,
         )
         terminal = Terminal(assistant, args.out, as_json=args.json, image=args.image)
         return terminal.ask_all(args.ask) if args.ask else terminal.talk()

@@ -34,6 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest generated answer")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of the language model")
     options = parser.parse_args(argv)
     for key in ("limit", "batch_size", "num", "max_new_tokens"):
         if (value := getattr(options, key)) is not None and value < 1:
@@ -58,7 +59,9 @@ def run(options: argparse.Namespace) -> None:
     if annotations is None:
         annotations, images = validation_split(options.checkpoint, images)
     dataset = AmodalReasonSeg.load(annotations, images)
-    assistant = Assistant.from_pretrained(options.checkpoint, ranks.start(options.device), options.dtype)
+    assistant = Assistant.from_pretrained(
+        options.checkpoint, ranks.start(options.device), options.dtype, quantize=options.quantize
+    )
     model, processor = assistant.model, assistant.processor
     cache = None
     if options.feature_cache:

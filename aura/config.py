@@ -67,7 +67,7 @@ class ModelSettings:
         train_embeddings: Train the token embeddings and the language model's head, as LISA does.
         train_projector: Train LLaVA's projector; needed where it is new (a language model paired with a CLIP tower).
         masks: Masks to predict: ``both`` (AURA), or one kind with one decoder (the methods AURA is compared with).
-        quantize: Load the language model's frozen layers in 8 or 4 bits (needs bitsandbytes and a GPU).
+        quantize: Hold the language model's frozen linear layers in 8 or 4 bits (needs bitsandbytes).
         lora: Adapters.
         allow_random: Start even if a part that should be pretrained is not.
     """
@@ -242,6 +242,10 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
+        _require(
+            self.model.quantize == "none" or self.train.zero_stage < 3,
+            f"model.quantize {self.model.quantize} cannot be split over GPUs by ZeRO stage 3; set train.zero_stage 2",
+        )
         metric, masks = self.train.best_metric, self.model.masks
         _require(
             masks == "both" or metric.partition(".")[0] not in {"visible", "amodal"} - {masks},

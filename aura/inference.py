@@ -20,6 +20,7 @@ from aura.data.processor import SETTINGS_FILE, Processor
 from aura.geometry import to_image
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.model import AuraModel, Generation
+from aura.model.quantize import Quantization, check_kernels, check_quantization, quantization_config
 from aura.targets import occlusion_rate
 from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
 
@@ -68,6 +69,8 @@ class Assistant:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         *,
+        quantize: Quantization = "none",
+        device_map: str | dict[str, Any] | None = None,
         max_new_tokens: int = 256,
     ) -> Assistant:
         """Load an export folder, or the ``export`` of a run folder.
@@ -77,22 +80,40 @@ class Assistant:
             device: Such as ``cuda:0``; by default the first GPU if there is one, else the CPU.
             dtype: ``fp32``, ``bf16`` or ``fp16`` for the language model (SAM and the mask decoders always compute in
                 fp32); by default fp32 on a CPU, and on a GPU bf16 where it can, else fp16.
+            quantize: ``int8`` or ``int4``: the language model's linear layers in so many bits (needs bitsandbytes).
+            device_map: Spread the model over several devices instead of ``device``: ``auto``, or parts to devices, as
+                Accelerate understands it. Layers of the language model may lie on the CPU or the disk, other parts
+                may not lie on the disk, nor on the CPU beside a GPU.
             max_new_tokens: As for the class.
 
         Raises:
-            ValueError: No export there, an incomplete one, or a device or dtype this machine does not have.
+            ValueError: No export there, an incomplete one, a device or dtype this machine does not have, or
+                quantisation without bitsandbytes.
         """
         export = find_export(folder)
+        if device_map is not None and device is not None:
+            raise ValueError(f"give either device ({device}) or device_map ({device_map}), not both")
         place = _device(device)
+        kind = _dtype(dtype, place)
+        check_quantization(quantize, place)
+        options: dict[str, Any] = {"dtype": kind, "output_loading_info": True}
+        if device_map is not None or quantize != "none":
+            options["device_map"] = {"": place} if device_map is None else device_map
+            options["quantization_config"] = quantization_config(quantize, kind)
         try:
-            model, info = AuraModel.from_pretrained(export, dtype=_dtype(dtype, place), output_loading_info=True)
+            model, info = AuraModel.from_pretrained(export, **options)
         except (OSError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{export} cannot be loaded ({reason}); export the run again") from error
         if missing := sorted(info["missing_keys"]):
             # Silently random parts are the commonest cause of blank masks.
             raise ValueError(f"{export} lacks {len(missing)} weights, such as {missing[0]}; export the run again")
-        return cls(model.to(place), Processor.from_pretrained(export), max_new_tokens=max_new_tokens)
+        check_kernels(model)
+        if "device_map" in options:
+            _check_spread(model)
+        else:
+            model = model.to(place)
+        return cls(model, Processor.from_pretrained(export), max_new_tokens=max_new_tokens)
 
     def ask(self, image: ImageSource, question: str, on_text: OnText | None = None) -> Reply:
         """Answer one question about one image.
@@ -314,6 +335,22 @@ def _device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return place
+
+
+def _check_spread(model: AuraModel) -> None:
+    """Refuse a device map whose offloaded parts are read other than by their own ``forward``, which alone fetches them.
+
+    Raises:
+        ValueError: With the parts.
+    """
+    places = {name: str(place) for name, place in (getattr(model, "hf_device_map", None) or {}).items()}
+    on_gpu = any(place not in ("cpu", "disk", "meta") for place in places.values())
+    away = {"disk", "meta"} | ({"cpu"} if on_gpu else set())
+    if wrong := [name for name, place in places.items() if place in away and ".layers." not in name]:
+        raise ValueError(
+            f"the device map leaves {', '.join(wrong)} outside the GPUs, where only layers of the language model may "
+            "lie; quantise the model (int4), use more GPUs, or run it on the CPU"
+        )
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -77,7 +77,9 @@ def check_quantization(kind: str, device: torch.device | str | None = None) -> t
     if kind == "none":
         return device
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"quantize {kind} needs bitsandbytes, which is not installed; {INSTALL}, or set quantize: none")
+        raise ValueError(
+            f"quantize {kind} needs bitsandbytes, which is not installed; {INSTALL}, or set quantize: none"
+        )
     try:
         import bitsandbytes
     except Exception as error:  # a build for another CUDA fails in ways of its own
@@ -126,7 +128,11 @@ def quantize_linears(language_model: Any, kind: Quantization, dtype: torch.dtype
             settings = {key: value for key, value in vars(module.weight).items() if key not in ("SCB", "CB")}
             packed = parameter_kind(weights.pop(name).to("cpu"), requires_grad=False, **settings).to(device)
             module.weight = packed
+            # Evaluation on a CPU with bf16 units would repack the weights and round their scales: validating a run
+            # would change it.
+            module.support_avx512bf16_for_cpu = False
             module.register_state_dict_post_hook(_only_the_weight)
+    check_kernels(language_model)
     setattr(language_model, f"is_loaded_in_{kind.removeprefix('int')}bit", True)  # tells peft which adapters fit
 
 
@@ -141,6 +147,21 @@ def quantized_linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if type(module).__module__.startswith("bitsandbytes.") and isinstance(module, nn.Linear):
             yield name, module
+
+
+def check_kernels(model: nn.Module) -> None:
+    """Refuse what bitsandbytes computes wrongly without a word (0.50.2): 4-bit rows on a CPU that end inside a block.
+
+    Raises:
+        ValueError: Such a layer.
+    """
+    for name, module in quantized_linears(model):
+        state = getattr(module.weight, "quant_state", None)
+        if state is not None and module.weight.device.type == "cpu" and module.in_features % state.blocksize:
+            raise ValueError(
+                f"quantize int4: on a CPU, bitsandbytes is wrong for layers whose width is no multiple of "
+                f"{state.blocksize}, and {name} has {module.in_features}; int8 works"
+            )
 
 
 def unpacked(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
