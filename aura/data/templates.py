@@ -1,7 +1,8 @@
 """Prompt templates: a conversation as one text, and the character spans of it that are supervised.
 
 A template is data. To support another language model, add one entry to :data:`TEMPLATES`; nothing else changes.
-Strings of the three LLaVA templates: LLaVA ``conversation.py`` as LISA uses it (external formats, section 1.8).
+Strings of the three LLaVA templates: LLaVA ``conversation.py`` as LISA uses it (external formats, section 1.8); that of
+SmolLM2: the chat template in its own files.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _USER = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+_SMOLLM2 = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 _LLAMA_2 = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
@@ -61,6 +63,13 @@ TEMPLATES: dict[str, Template] = {
     "vicuna_v1": Template(start=f"{_USER} USER: ", ask=" ASSISTANT:", again="USER: "),
     "llava_llama_2": Template(
         start=f"[INST] <<SYS>>\n{_LLAMA_2}\n<</SYS>>\n\n", ask=" [/INST]", again=f"{BOS}[INST] ", close=" "
+    ),
+    "smollm2": Template(
+        start=f"<|im_start|>system\n{_SMOLLM2}{EOS}\n<|im_start|>user\n",
+        ask=f"{EOS}\n<|im_start|>assistant\n",
+        again="\n<|im_start|>user\n",
+        lead="",
+        begin=False,
     ),
 }
 

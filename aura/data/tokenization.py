@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aura.types import IMAGE_TOKEN, SEG_TOKEN
 
 IM_PATCH, IM_START, IM_END = "<im_patch>", "<im_start>", "<im_end>"
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``folder``, exactly as its files describe it.
+def load_tokenizer(source: str | Path, *, original: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, exactly as its files describe it, or the one inside a ``.gguf`` file.
 
-    ``tokenizer.json`` is taken as it is. A folder with only Llama's SentencePiece ``tokenizer.model`` (LLaVA v1, LISA)
-    is read with the legacy behaviour it was trained with. The class is never guessed from ``config.json``: for
-    ``model_type`` "llava" that gives other tokens (external formats, section 1.6).
+    ``tokenizer.json`` is taken as it is. Llama's SentencePiece ``tokenizer.model`` is read with the legacy behaviour
+    that LLaVA v1 and LISA were trained with. The class is never guessed from ``config.json``: for ``model_type``
+    "llava" that gives other tokens (external formats, section 1.6).
+
+    Args:
+        source: The folder, or the file.
+        original: The folder is an original LLaVA's or LISA's; of two tokenizers it may hold, ``tokenizer.model`` is the
+            one that they were trained with.
 
     Raises:
-        ValueError: No tokenizer in the folder, or one that did not load whole.
+        ValueError: No tokenizer there, or one that did not load whole.
     """
-    folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
+    tokenizer: PreTrainedTokenizerBase
+    folder = Path(source)
+    json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
+    if folder.suffix == ".gguf":
+        tokenizer = AutoTokenizer.from_pretrained(str(folder.parent), gguf_file=folder.name)
+    elif json_file.is_file() and not (original and model_file.is_file()):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    elif (folder / "tokenizer.model").is_file():
-        tokenizer = LlamaTokenizer.from_pretrained(str(folder), legacy=True)
+    elif model_file.is_file():
+        tokenizer = _legacy_llama(folder)
     else:
         raise ValueError(f"{folder} has neither tokenizer.json nor tokenizer.model; point to the model's full folder")
     if len(tokenizer) < 100:
         raise ValueError(f"the tokenizer of {folder} has only {len(tokenizer)} tokens; its files are incomplete")
     return tokenizer
+
+
+def complete_v1_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, use_im_start_end: bool) -> None:
+    """Name the tokens that an original LLaVA's embeddings have rows for and its tokenizer lacks, in place.
+
+    Some merged checkpoints come with plain Llama's tokenizer although LLaVA trained ``<im_patch>``, ``<im_start>`` and
+    ``<im_end>`` behind it; ``[SEG]`` would silently take over the first of their rows.
+
+    Raises:
+        ValueError: The tokenizer and an embedding table of ``rows`` rows cannot belong together.
+    """
+    names = (IM_PATCH, IM_START, IM_END) if use_im_start_end else (IM_PATCH,)
+    for name in names:
+        if len(tokenizer) < rows and name not in tokenizer.get_vocab():
+            tokenizer.add_tokens([AddedToken(name, special=True, **_strip(legacy=True))], special_tokens=True)
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but the embedding table only {rows} rows; "
+            "the tokenizer's files are those of another model"
+        )
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, use_im_start_end: bool) -> PreTrainedTokenizerBase:
@@ -43,16 +73,13 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, use_im_start_end: bool
     white space around them, as they did when LLaVA v1 and LISA were trained (section 1.6).
     """
     legacy = starts_words_after_added_tokens(tokenizer)
-    strip = {"lstrip": legacy, "rstrip": legacy, "normalized": False}
+    strip = _strip(legacy)
     tokenizer.add_tokens([AddedToken(SEG_TOKEN, special=False, **strip)])
     if use_im_start_end:
         marks = [AddedToken(mark, special=True, **strip) for mark in (IM_START, IM_END)]
         tokenizer.add_tokens(marks, special_tokens=True)
-    if legacy:
-        if IM_PATCH in tokenizer.get_vocab():
-            tokenizer.add_tokens([AddedToken(IM_PATCH, special=True, **strip)], special_tokens=True)
-        ends = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-        tokenizer.add_special_tokens({k: AddedToken(v, special=True, **strip) for k, v in ends.items() if v})
+    if legacy and IM_PATCH in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IM_PATCH, special=True, **strip)], special_tokens=True)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     for token in (SEG_TOKEN, IMAGE_TOKEN, *((IM_START, IM_END) if use_im_start_end else ())):
@@ -80,3 +107,22 @@ def starts_words_after_added_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether text right after an added token gets a word boundary of its own (Llama's legacy tokenizer)."""
     ids, _ = encode(tokenizer, f"{tokenizer.eos_token}a")
     return tokenizer.convert_ids_to_tokens(ids[1:])[0].startswith("▁")
+
+
+def _legacy_llama(folder: Path) -> PreTrainedTokenizerBase:
+    """Llama's slow tokenizer as transformers 4.31 read the folder.
+
+    It kept the white space around ``<s>`` and ``</s>``, unless ``special_tokens_map.json`` names them by plain strings:
+    then they swallowed it, like every other added token.
+    """
+    tokenizer = LlamaTokenizer.from_pretrained(str(folder), legacy=True)
+    path = folder / "special_tokens_map.json"
+    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ends = {key: named[key] for key in ("bos_token", "eos_token") if isinstance(named.get(key), str)}
+    if ends:
+        tokenizer.add_special_tokens({k: AddedToken(v, special=True, **_strip(legacy=True)) for k, v in ends.items()})
+    return tokenizer
+
+
+def _strip(legacy: bool) -> dict[str, bool]:
+    return {"lstrip": legacy, "rstrip": legacy, "normalized": False}

@@ -20,6 +20,11 @@ EXPECTED = {
         f"[INST] <<SYS>>\n{LLAMA_2}\n<</SYS>>\n\n"
         "<image>\nWhat? [/INST] The bus[SEG]. </s><s>[INST] More? [/INST] No. </s>"
     ),
+    "smollm2": (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face</s>\n"
+        "<|im_start|>user\n<image>\nWhat?</s>\n<|im_start|>assistant\nThe bus[SEG].</s>\n"
+        "<|im_start|>user\nMore?</s>\n<|im_start|>assistant\nNo.</s>"
+    ),
 }
 
 
@@ -35,8 +40,8 @@ def test_the_text_is_exactly_the_published_one(name):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_spans_hold_the_answers_and_their_end(name):
     text, spans = written(name)
-    close = " " if name == "llava_llama_2" else ""
-    assert [text[a:b] for a, b in spans] == [f" The bus[SEG].{close}</s>", f" No.{close}</s>"]
+    lead, close = {"llava_llama_2": (" ", " "), "smollm2": ("", "")}.get(name, (" ", ""))
+    assert [text[a:b] for a, b in spans] == [f"{lead}The bus[SEG].{close}</s>", f"{lead}No.{close}</s>"]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
