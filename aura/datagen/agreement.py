@@ -1,0 +1,98 @@
+"""When annotators agree about a pair, and how much they agree in all: pure functions of their verdicts."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Decision = Literal["accept", "edit", "reject"]
+DECISIONS: tuple[Decision, ...] = ("accept", "edit", "reject")
+
+_QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " "})
+
+
+@dataclass(frozen=True)
+class PairText:
+    """What a pair says: ``objects`` are annotation ids in the order of the answer's ``[SEG]``."""
+
+    question: str
+    answer: str
+    objects: tuple[int, ...]
+
+    def normalised(self) -> PairText:
+        """The same with Unicode composed, straight quotes and single spaces: what counts when texts are compared."""
+        return PairText(_plain(self.question), _plain(self.answer), self.objects)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """One annotator's verdict; ``text`` is the proposed text of an edit, else the text that was judged."""
+
+    decision: Decision
+    text: PairText
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).translate(_QUOTES).split())
+
+
+def same_text(one: PairText, other: PairText) -> bool:
+    """Whether two texts differ at most in spaces, quotes and the spelling of accents in Unicode."""
+    return one.normalised() == other.normalised()
+
+
+def agree(opinions: Sequence[Opinion]) -> bool:
+    """Whether all decided alike and, where they edited, wrote the same text with the same objects."""
+    first = opinions[0]
+    return all(o.decision == first.decision for o in opinions) and (
+        first.decision != "edit" or all(same_text(o.text, first.text) for o in opinions)
+    )
+
+
+def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
+    """Cohen's kappa of two annotators who judged the same items, in [-1, 1]; ``None`` where it is not defined.
+
+    (p_o - p_e) / (1 - p_e): p_o the share of equal judgements, p_e what two annotators with these shares of each
+    category would agree on by chance (Cohen, 1960). Undefined without items, and when both only ever gave one and the
+    same category.
+    """
+    if len(one) != len(other):
+        raise ValueError(f"two annotators of the same items: {len(one)} and {len(other)} judgements")
+    items = len(one)
+    if items == 0:
+        return None
+    observed = sum(a == b for a, b in zip(one, other, strict=True))
+    counts, others = Counter(one), Counter(other)
+    # In whole numbers, so that "always the same category" is exactly that.
+    chance = sum(counts[category] * others[category] for category in counts)
+    if chance == items * items:
+        return None
+    return (observed * items - chance) / (items * items - chance)
+
+
+def fleiss_kappa(table: Sequence[Sequence[int]]) -> float | None:
+    """Fleiss' kappa; ``table[i][j]`` annotators put item i into category j. ``None`` where it is not defined.
+
+    The annotators may differ from item to item but not in number, at least two (Fleiss, 1971).
+
+    Raises:
+        ValueError: Items with different numbers of judgements, or with fewer than two.
+    """
+    if not table:
+        return None
+    raters = sum(table[0])
+    if raters < 2 or any(sum(row) != raters for row in table):
+        raise ValueError("every item needs the same number of judgements, at least two")
+    items = len(table)
+    agreeing = sum(n * (n - 1) for row in table for n in row)
+    shares = [sum(column) for column in zip(*table, strict=True)]
+    total = items * raters
+    chance = sum(share * share for share in shares)
+    if chance == total * total:
+        return None
+    observed = agreeing / (items * raters * (raters - 1))
+    expected = chance / (total * total)
+    return (observed - expected) / (1 - expected)
