@@ -78,6 +78,10 @@ class AuraModel(PreTrainedModel):
         # Ready parts share their configs with ours, and putting those into an AuraConfig wiped their choice of
         # attention; the language model would then attend without any mask, silently.
         self.config._attn_implementation = self.config._attn_implementation
+        # The library hands its dtype to the first level of configs; CLIP and the language model are on the second, and
+        # would come in the dtype they were saved with.
+        for part_config in (config.llava_config.text_config, config.llava_config.vision_config):
+            part_config.dtype = torch.get_default_dtype()
         llava = LlavaForConditionalGeneration(config.llava_config) if llava is None else llava
         sam = SamModel(config.sam_config) if sam is None else sam
         self.mllm = Mllm(llava, config.lora)
