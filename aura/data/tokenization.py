@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aura.types import IMAGE_TOKEN, SEG_TOKEN
@@ -115,7 +118,15 @@ def _legacy_llama(folder: Path) -> PreTrainedTokenizerBase:
     It kept the white space around ``<s>`` and ``</s>``, unless ``special_tokens_map.json`` names them by plain strings:
     then they swallowed it, like every other added token.
     """
-    tokenizer = LlamaTokenizer.from_pretrained(str(folder), legacy=True)
+    with tempfile.TemporaryDirectory() as alone:  # a tokenizer.json beside tokenizer.model would win
+        for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, Path(alone) / name)
+        try:
+            tokenizer = LlamaTokenizer.from_pretrained(alone, legacy=True)
+        except (RuntimeError, ValueError, OSError, DecodeError) as error:
+            raise ValueError(f"{folder / 'tokenizer.model'} is damaged ({_first_line(error)}); get it again") from error
+    tokenizer.name_or_path = str(folder)
     path = folder / "special_tokens_map.json"
     named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     ends = {key: named[key] for key in ("bos_token", "eos_token") if isinstance(named.get(key), str)}
@@ -126,3 +137,7 @@ def _legacy_llama(folder: Path) -> PreTrainedTokenizerBase:
 
 def _strip(legacy: bool) -> dict[str, bool]:
     return {"lstrip": legacy, "rstrip": legacy, "normalized": False}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

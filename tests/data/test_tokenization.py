@@ -109,7 +109,7 @@ def test_rows_without_names_get_llavas(llama_folder):
 def test_an_original_checkpoint_is_read_with_the_tokenizer_it_was_trained_with(llama_folder, tiny_tokenizer, tmp_path):
     tiny_tokenizer.save_pretrained(str(tmp_path))
     (tmp_path / "tokenizer.model").write_bytes((llama_folder / "tokenizer.model").read_bytes())
-    assert len(load_tokenizer(tmp_path, original=True)) == 32000
+    assert load_tokenizer(tmp_path, original=True).vocab_size == 32000
     assert len(load_tokenizer(tmp_path)) == len(tiny_tokenizer)
 
 
@@ -170,4 +170,11 @@ def test_stored_truncation_and_padding_are_not_applied(tiny_tokenizer):
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load_tokenizer(tmp_path)
+
+
+def test_a_damaged_sentencepiece_model_is_named(llama_folder, tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes((llama_folder / "tokenizer.model").read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"tokenizer\.model is damaged .* get it again"):
         load_tokenizer(tmp_path)
