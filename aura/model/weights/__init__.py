@@ -4,8 +4,19 @@ Each ``load_*`` function takes a path and returns a module with a :class:`PartRe
 the function and puts the modules together, so that another layout is one more function.
 """
 
+from aura.model.weights.clip import load_vision_tower
 from aura.model.weights.files import PartReport, check_weight_files, read_config
+from aura.model.weights.lisa import is_lisa, load_lisa
 from aura.model.weights.llava import load_llava
 from aura.model.weights.sam import load_sam
 
-__all__ = ["PartReport", "check_weight_files", "load_llava", "load_sam", "read_config"]
+__all__ = [
+    "PartReport",
+    "check_weight_files",
+    "is_lisa",
+    "load_lisa",
+    "load_llava",
+    "load_sam",
+    "load_vision_tower",
+    "read_config",
+]
