@@ -33,9 +33,10 @@ def supervised(processor, tokenized):
 def test_llama_labels_are_exactly_the_answers_and_their_end(llama_processor, conversations, template):
     processor = llama_processor(prompt_template=template)
     tokenized = processor.conversation(conversations[0], 7)
+    end = "▁ </s>" if template == "llava_llama_2" else "</s>"  # its " </s>", as transformers 4.31 read it
     assert [" ".join(run) for run in supervised(processor, tokenized)] == [
-        "▁You ▁could ▁ride ▁the ▁bus [SEG] ▁, ▁which ▁the ▁tree [SEG] ▁h ides . </s>",
-        "▁Only ▁the ▁apple [SEG] ▁. </s>",
+        f"▁You ▁could ▁ride ▁the ▁bus [SEG] ▁, ▁which ▁the ▁tree [SEG] ▁h ides . {end}",
+        f"▁Only ▁the ▁apple [SEG] ▁. {end}",
     ]
     assert tokenized.seg_turns == [(0, 0), (0, 1), (1, 0)]
     assert [tokenized.input_ids[p] for p in tokenized.seg_positions] == [processor.seg_token_id] * 3
