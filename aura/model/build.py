@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
 from aura.data.processor import Processor, clip_preprocessing, load_tokenizer, prepare_tokenizer
+from aura.data.tokenization import complete_v1_tokenizer
 from aura.model.aura import AuraModel
 from aura.model.configuration import AuraConfig
 from aura.model.quantize import check_quantization
@@ -120,7 +122,7 @@ def _from_backbones(
     sam_folder = _given(settings.sam, "model.sam")
     llava, llava_report = load_llava(mllm_folder, dtype=dtype, allow_random=settings.allow_random)
     sam, sam_report = load_sam(sam_folder, dtype=dtype, allow_random=settings.allow_random)
-    model, processor, rows = _assemble(settings, data, dtype, llava, sam, mllm_folder, mllm_folder)
+    model, processor, rows = _assemble(settings, data, dtype, llava, sam, load_tokenizer(mllm_folder), mllm_folder)
     parts = [dataclasses.replace(llava_report, new=rows), *_sam_parts(sam, sam_report), *_new_parts(model)]
     return model, processor, LoadReport(tuple(parts))
 
@@ -131,7 +133,7 @@ def _assemble(
     dtype: torch.dtype,
     llava: Any,
     sam: Any,
-    tokenizer_folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
     clip_folder: str | Path,
     *,
     knows_seg: bool = False,
@@ -143,7 +145,7 @@ def _assemble(
     config = model_config(settings, llava.config, sam.config)
     clip_image_size = config.llava_config.vision_config.image_size
     processor = Processor(
-        load_tokenizer(tokenizer_folder),
+        tokenizer,
         **{
             "use_im_start_end": getattr(llava.config, "mm_use_im_start_end", False),
             "sam_image_size": config.sam_config.vision_config.image_size,
@@ -175,15 +177,20 @@ def _from_lisa(
         )
     tower, tower_report = load_vision_tower(settings.vision_tower, dtype=dtype)
     lisa = load_lisa(path, base=settings.mllm, vision_tower=tower, dtype=dtype)
-    tokens, rows = len(prepare_tokenizer(load_tokenizer(lisa.tokenizer), True)), lisa.num_tokens
-    # LISA has every token of ours but the placeholder of images.
-    if tokens != rows + 1:
+    tokenizer = load_tokenizer(lisa.tokenizer, original=True)
+    try:
+        complete_v1_tokenizer(tokenizer, lisa.tokenizer_rows, lisa.llava.config.mm_use_im_start_end)
+    except ValueError as error:
+        raise ValueError(f"{lisa.tokenizer}: {error}") from error
+    tokens = len(prepare_tokenizer(tokenizer, use_im_start_end=True))
+    # LISA has every token of ours but the placeholder of images, which comes last.
+    if tokens != lisa.num_tokens + 1:
         raise ValueError(
-            f"model.init_from: {path} has {rows} token embeddings, but the tokenizer of {lisa.tokenizer} makes "
-            f"{tokens - 1} with LISA's own; it is the tokenizer of another model"
+            f"model.init_from: {path} has {lisa.num_tokens} token embeddings, but the tokenizer of {lisa.tokenizer} "
+            f"makes {tokens - 1} with LISA's own; it is the tokenizer of another model"
         )
     model, processor, new = _assemble(
-        settings, data, dtype, lisa.llava, lisa.sam, lisa.tokenizer, settings.vision_tower, knows_seg=True
+        settings, data, dtype, lisa.llava, lisa.sam, tokenizer, settings.vision_tower, knows_seg=True
     )
     model.prompt_encoder.projection.load_state_dict(lisa.projection)
     mllm, *others = lisa.parts

@@ -28,10 +28,10 @@ _SETTING = "model.init_from"
 
 @dataclass(frozen=True)
 class Lisa:
-    """A LISA checkpoint, taken apart; ``num_tokens`` counts its token embeddings.
+    """A LISA checkpoint, taken apart.
 
-    ``projection`` is the state of a :class:`~aura.model.segmentation.TextProjection`; ``tokenizer`` the folder whose
-    tokenizer belongs to the token embeddings.
+    ``projection`` is the state of a :class:`~aura.model.segmentation.TextProjection`. ``num_tokens`` counts the token
+    embeddings. ``tokenizer`` is a folder, for a training state its base's; its model has ``tokenizer_rows`` embeddings.
     """
 
     llava: LlavaForConditionalGeneration
@@ -39,6 +39,7 @@ class Lisa:
     projection: dict[str, Tensor]
     num_tokens: int
     tokenizer: Path
+    tokenizer_rows: int
     parts: tuple[PartReport, ...]
     sam_report: PartReport
 
@@ -100,7 +101,9 @@ def load_lisa(path: str | Path, *, base: str | Path | None, vision_tower: CLIPVi
         parts.append(PartReport("LISA's vision tower (equal)", str(path), len(copies)))
     parts.append(PartReport("projection", str(path), len(projection)))
     sam_report = PartReport("sam", f"{path} ({variant})", len(sam.state_dict()))
-    return Lisa(llava, sam, projection, len(state[_EMBEDDINGS]), tokenizer, tuple(parts), sam_report)
+    num_tokens = len(state[_EMBEDDINGS])
+    tokenizer_rows = num_tokens if tokenizer == path else config.get("vocab_size", num_tokens)
+    return Lisa(llava, sam, projection, num_tokens, tokenizer, tokenizer_rows, tuple(parts), sam_report)
 
 
 class MergedState(Mapping[str, Tensor]):
