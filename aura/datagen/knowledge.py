@@ -233,10 +233,15 @@ def purposes_of(category: str) -> tuple[int, ...]:
 
 
 @cache
-def _naming(category: str) -> re.Pattern[str]:
+def names_of(category: str) -> frozenset[str]:
+    """The category's name, its synonyms, and the plurals of all of them."""
     words = {category, *SYNONYMS.get(category, ())}
-    words |= {_plural(word) for word in words}
-    return re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, words))) + r")\b", re.IGNORECASE)
+    return frozenset(words | {_plural(word) for word in words})
+
+
+@cache
+def _naming(category: str) -> re.Pattern[str]:
+    return re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, names_of(category)))) + r")\b", re.IGNORECASE)
 
 
 def _plural(word: str) -> str:
