@@ -304,8 +304,13 @@ class AuraModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         loaded = super().from_pretrained(*args, **kwargs)
-        # Loading replaces parameters, and with them what freeze() said.
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze()  # loading replaces parameters, and with them what it said
+        for parameter in model.parameters():
+            # Tensors lie in the file as they lie in memory; off a vector's boundary, CPUs sum in another order, and a
+            # model that was saved and loaded would not answer bit for bit as before.
+            if parameter.device.type == "cpu" and parameter.is_floating_point() and parameter.data_ptr() % 64:
+                parameter.data = parameter.data.clone()
         return loaded
 
     # --- facts about the model ----------------------------------------------------------------------------------------
