@@ -7,12 +7,13 @@ when it is complete, so that whatever kills a run, every ``step_*`` folder is wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,13 +151,15 @@ def _checkpoint_at(path: Path) -> Path:
     raise ValueError(f"train.resume: {path} is neither a checkpoint (no {STATE} in it) nor a run folder with one")
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """``state.json`` of a checkpoint whose files are all there.
+RESUME_ANOTHER = "choose another checkpoint with --train.resume PATH, or delete this one"
+
+
+def read_state(checkpoint: Path, remedy: str = RESUME_ANOTHER) -> dict[str, Any]:
+    """``state.json`` of a checkpoint whose files are all there; ``remedy`` ends the message of an error.
 
     Raises:
         ValueError: A file is missing, cut off or unreadable.
     """
-    remedy = "choose another checkpoint with --train.resume PATH, or delete this one"
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
         files = state["files"]
@@ -193,18 +196,27 @@ def identity(
     records = hashlib.sha256()
     for sample in samples:
         records.update(repr((sample.image_id, [(c.id, c.turns) for c in sample.conversations])).encode())
+    return {
+        "number of processes": process.world_size,
+        "training records": f"{len(samples)} images, digest {records.hexdigest()[:12]}",
+        FROZEN: frozen_digest(model),
+        **_flatten(json.loads(json.dumps(chosen))),  # as JSON gives them back, so that they can be compared
+    }
+
+
+FROZEN = "frozen weights"
+"""Key of the frozen weights' digest in :func:`identity`."""
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """Tells any two sets of frozen weights apart; before DeepSpeed takes the model."""
     frozen = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             flat = parameter.detach().flatten()
             some = flat[:: max(1, flat.numel() // 1024)]  # enough to tell any two sets of weights apart
             frozen.update(name.encode() + some.float().cpu().numpy().tobytes())
-    return {
-        "number of processes": process.world_size,
-        "training records": f"{len(samples)} images, digest {records.hexdigest()[:12]}",
-        "frozen weights": f"digest {frozen.hexdigest()[:12]}",
-        **_flatten(json.loads(json.dumps(chosen))),  # as JSON gives them back, so that they can be compared
-    }
+    return f"digest {frozen.hexdigest()[:12]}"
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -249,10 +261,30 @@ def export(engine: Engine, processor: Processor, folder: Path, checkpoint: Path 
         if checkpoint is not None:
             trained = {name: value for name, value in trained_weights(checkpoint).items() if name in weights}
             weights.update({name: value.to(weights[name].dtype) for name, value in trained.items() if value.numel()})
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        engine.module.save_pretrained(str(unfinished), state_dict=weights)  # type: ignore[operator]
-        processor.save_pretrained(str(unfinished))
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
+        with replaced_folder(folder) as unfinished:
+            engine.module.save_pretrained(str(unfinished), state_dict=weights)  # type: ignore[operator]
+            processor.save_pretrained(str(unfinished))
     wait_for_all(engine.process)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of ``folder`` once the block ends well.
+
+    A kill leaves ``folder`` as it was, and a hidden ``.NAME.unfinished`` beside it that the next call clears.
+    """
+    unfinished, old = (folder.with_name(f".{folder.name}.{state}") for state in ("unfinished", "old"))
+    if old.exists() and not folder.exists():  # killed between the two renames below
+        old.rename(folder)
+    for leftover in (unfinished, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

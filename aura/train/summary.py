@@ -1,4 +1,4 @@
-"""What a run says before its first step and after its last."""
+"""What a run says before its first step and after its last, and what goes with its weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aura import tables
 from aura.config import Config
 from aura.files import write_json, write_text
 from aura.model import AuraModel
-from aura.train.logs import RunLog
+from aura.report import read_figures
+from aura.train.logs import RunLog, read_log
 from aura.types import Losses
 
 
@@ -62,3 +64,103 @@ def write_run_report(
     report = {"steps": steps, "effective_batch": effective_batch, "seconds": seconds, "best": best, "losses": losses}
     write_json(folder / "report.json", {**report, "evaluate": command}, indent=2)
     return command
+
+
+def model_card(
+    run: Path, config: Config, *, step: int | None, model: AuraModel, dtype: str, report: Mapping[str, Any] | None
+) -> str:
+    """``README.md`` of an exported model: figures, recipe, data, licences, how to load it. It names no folder's path.
+
+    Args:
+        run: The run folder; its log and its evaluations of this very checkpoint give the table.
+        config: The run's settings.
+        step: The exported optimizer step, ``None`` where it is unknown.
+        model: What is exported.
+        dtype: Of the language model's weights.
+        report: ``report.json`` of a finished run.
+    """
+    settings, train = config.model, config.train
+    started = settings.init_from or settings.mllm or "unknown"
+    lora = settings.lora
+    adapters = f"rank {lora.r}, alpha {lora.alpha}, on {', '.join(lora.targets)}" if lora.enabled else "none"
+    kept = "kept apart from the weights they adapt" if model.config.lora is not None else "merged into the weights"
+    total, trained = (sum(sizes) for sizes in zip(*model.num_parameters_by_part().values(), strict=True))
+    rows = {
+        "optimizer step": f"{'unknown' if step is None else step} of {train.steps}",
+        "language model and CLIP": Path(started).name,
+        "SAM": Path(settings.sam).name if settings.sam and not settings.init_from else "from the same",
+        "prompt template": settings.prompt_template,
+        "LoRA": f"{adapters} ({kept})" if lora.enabled else adapters,
+        "token embeddings and head": "trained" if settings.train_embeddings else "frozen",
+        "masks": settings.masks,
+        "occlusion condition encoder, spatial occlusion encoder": ", ".join(
+            "yes" if there else "no" for there in (settings.occlusion_condition, settings.spatial_occlusion)
+        ),
+        "batch": f"{train.micro_batch_size} images x {train.accumulation} accumulation per process"
+        + (f", {report['effective_batch']} in all" if report else ""),
+        "learning rate": f"{train.lr:g}, {train.warmup_steps} steps of warm-up, linear decay, AdamW {train.betas}",
+        "precision, ZeRO stage, seed": f"{train.precision}, {train.zero_stage}, {train.seed}",
+        "loss weights": ", ".join(f"{k} {v:g}" for k, v in vars(config.loss).items() if isinstance(v, float)),
+        "weights": f"{dtype} (SAM and the mask decoders in fp32), {total:,} parameters, {trained:,} of them trainable",
+    }
+    data = {name: getattr(config.data, name).annotations for name in ("train", "val")}
+    lines = [
+        "---",
+        "library_name: transformers",
+        "license: other",
+        "tags: [aura, amodal-segmentation, reasoning-segmentation, llava, segment-anything]",
+        "---",
+        "",
+        f"# AURA: {run.resolve().name}",
+        "",
+        "Answers a question about an image and marks every object of the answer with two masks: the part that is "
+        "visible, and the whole object with what is hidden (AURA, arXiv 2503.10225).",
+        "",
+        "## Results",
+        "",
+        *(_results(run, step, report) or ["Not evaluated: the run has no figures of this checkpoint.", ""]),
+        "## Recipe",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()),
+        "",
+        "## Data",
+        "",
+        *(f"- {name}: `{Path(path).name}`" if path else f"- {name}: none" for name, path in data.items()),
+        "",
+        "## Licences",
+        "",
+        "The weights derive from the language model, CLIP and SAM named above and stand under their licences besides "
+        "that of this code (LLaVA v1 and Vicuna: the LLaMA licence, research only; Llama 2: its community licence; "
+        "CLIP: MIT; SAM: Apache-2.0). COCO's annotations are CC BY 4.0, its pictures stand under Flickr's terms. Fill "
+        "in `license` above before you publish.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from aura.inference import Assistant",
+        "",
+        'reply = Assistant.from_pretrained("FOLDER").ask("street.jpg", "What could I ride, and what is in the way?")',
+        "print(reply.text, [(o.name, o.occlusion_rate) for o in reply.objects])",
+        "```",
+        "",
+        "`AuraModel.from_pretrained(FOLDER)` and `Processor.from_pretrained(FOLDER)` give the parts; "
+        "`--model.init_from FOLDER` trains on.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _results(run: Path, step: int | None, report: Mapping[str, Any] | None) -> list[str]:
+    """Tables of the exported checkpoint: its validation during training and, if it is the run's export, eval.py's."""
+    figures: dict[str, Any] = {}
+    for record in read_log(run / "log.jsonl"):
+        if record["kind"] == "val" and record["step"] == step:
+            figures["validation"] = record
+    exported = (report.get("best") or report)["step" if report.get("best") else "steps"] if report else None
+    if step is not None and step == exported:
+        for path in sorted((run / "eval").rglob("report.json")):
+            figures[f"evaluation, {path.parent.relative_to(run / 'eval').as_posix()}"] = read_figures(path)
+    if not figures:
+        return []
+    return [tables.as_markdown(table(figures)) for table in (tables.main_table, tables.region_table)]
