@@ -25,7 +25,7 @@ from typing import Any
 from aura.data.sources import AnnotatedImage
 from aura.datagen.database import Database
 from aura.datagen.leases import is_dead, own_name
-from aura.datagen.pairs import PAIR_STATES, Conflict, Pair, PairTable, PairVersion, text_of
+from aura.datagen.pairs import GENERATOR_AUTHOR, PAIR_STATES, Conflict, Pair, PairTable, PairVersion, text_of
 from aura.datagen.records import (
     GenerationFailure,
     GenerationResult,
@@ -105,17 +105,20 @@ class StoredImage:
 class Job:
     """A claimed image: ``pairs`` are to be written, new ones or, with ``rejected``, better ones.
 
-    ``key`` names the work; ``answer`` is set where the same work was paid for already.
+    ``context`` is then all that the image has, by position, which ``follows`` counts. ``key`` names the work;
+    ``answer`` is set where the same work was paid for already.
     """
 
     order: int
     call: int
     key: str
     round: int
+    attempt: int
     image: AnnotatedImage
     picture: Path
     pairs: int
     rejected: tuple[RejectedPair, ...] = ()
+    context: tuple[PairDraft, ...] = ()
     answer: GenerationResult | None = None
 
 
@@ -350,7 +353,7 @@ class Store(PairTable):
         )
 
     def _claim(self, cursor: Cursor, row: Row, recipe: Recipe, now: float, lease: float) -> Job:
-        rejected = self._rejected(row["id"]) if row["round"] else ()
+        context, rejected = self._sent_back(row["image_id"]) if row["round"] else ((), ())
         key = _digest(row["digest"], asdict(recipe), row["round"], [_rejected_record(r) for r in rejected])
         paid = cursor.execute("SELECT * FROM calls WHERE key = ? AND outcome = 'answered'", [key]).fetchone()
         cursor.execute(
@@ -368,33 +371,25 @@ class Store(PairTable):
             call=call,
             key=key,
             round=row["round"],
+            attempt=row["attempts"] + 1,
             image=_read_image(row["record"]),
             picture=self._picture(row),
             pairs=len(rejected) or recipe.pairs,
             rejected=rejected,
+            context=context,
             answer=None if paid is None else _read_result(paid, row["image_id"]),
         )
 
-    def _rejected(self, order: int) -> tuple[RejectedPair, ...]:
-        """The failed pairs of an image with what is wrong, by position; ``follows`` counts within them."""
-        pairs = self._failed(order)
+    def _sent_back(self, image_id: int) -> tuple[tuple[PairDraft, ...], tuple[RejectedPair, ...]]:
+        """All pairs of an image, and those that failed with what is wrong, by position."""
+        pairs = self.pairs(image_id)
         index = {pair.id: number for number, pair in enumerate(pairs)}
-        return tuple(
-            (
-                PairDraft(
-                    pair.text.question,
-                    pair.text.answer,
-                    pair.text.objects,
-                    None if pair.follows is None else index.get(pair.follows),
-                ),
-                pair.current.problems,
-            )
-            for pair in pairs
+        drafts = tuple(
+            PairDraft(p.text.question, p.text.answer, p.text.objects, None if p.follows is None else index[p.follows])
+            for p in pairs
         )
-
-    def _failed(self, order: int) -> list[Pair]:
-        image_id = self.database.value("SELECT image_id FROM images WHERE id = ?", [order])
-        return [pair for pair in self.pairs(image_id) if pair.state == "failed"]
+        failed = [(d, p.current.problems) for d, p in zip(drafts, pairs, strict=True) if p.state == "failed"]
+        return drafts, tuple(failed)
 
     def renew(self, jobs: Iterable[Job], lease_seconds: float = 300.0) -> None:
         """Hold jobs of this process for longer; those that others have taken meanwhile stay theirs."""
@@ -497,7 +492,7 @@ class Store(PairTable):
             )
             ids.append(int(cursor.lastrowid or 0))
             self.add_version(
-                ids[-1], text_of(draft), author="generator", reason="generated", problems=found, call=job.call
+                ids[-1], text_of(draft), author=GENERATOR_AUTHOR, reason="generated", problems=found, call=job.call
             )
         return any(failed)
 
@@ -505,21 +500,17 @@ class Store(PairTable):
         self, cursor: Cursor, job: Job, result: GenerationResult, problems: Sequence[Sequence[PairProblem]]
     ) -> None:
         """Put the pairs of a second answer in the place of those that went back, in order; what is missing stays."""
-        old = self._failed(job.order)
-        own = {pair.id for pair in old}
-        for number, (pair, draft, found) in enumerate(zip(old, result.pairs, problems, strict=False)):
+        old = [pair for pair in self.pairs(job.image.image_id) if pair.state == "failed"]
+        for pair, draft, found in zip(old, result.pairs, problems, strict=False):
             version = self.add_version(
                 pair.id,
                 text_of(draft),
-                author="generator",
+                author=GENERATOR_AUTHOR,
                 reason="written anew after the checks",
                 problems=found,
                 call=job.call,
             )
-            follows = pair.follows if pair.follows not in own else None
-            if draft.follows is not None and 0 <= draft.follows < number:
-                follows = old[draft.follows].id
-            cursor.execute("UPDATE pairs SET version = ?, follows = ? WHERE id = ?", [version, follows, pair.id])
+            cursor.execute("UPDATE pairs SET version = ? WHERE id = ?", [version, pair.id])
 
     def _finish(self, cursor: Cursor, order: int) -> None:
         cursor.execute(

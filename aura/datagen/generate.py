@@ -1,0 +1,193 @@
+"""The orchestrator: claims jobs from the store, lets a generator do them side by side, checks and stores the answers.
+
+Memory stays flat: only the jobs under way are held. Several processes may work on one store. Stopped or killed, a run
+is continued by starting it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from aura.data.sources import AnnotatedImage
+from aura.datagen.records import (
+    GenerationError,
+    GenerationFailure,
+    GenerationRequest,
+    GenerationResult,
+    GenerationStopped,
+    Generator,
+    PairDraft,
+    PairProblem,
+)
+from aura.datagen.store import Job, Recipe, Store
+
+CHECK_EVERY = 2.0
+"""Seconds between looks at what all processes together have spent, and at jobs that others may have left."""
+
+Check = Callable[[AnnotatedImage, Sequence[PairDraft], Sequence[PairDraft]], Sequence[Sequence[PairProblem]]]
+"""(image, new pairs, pairs of the image that stay) -> the problems of each new pair."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run treats jobs.
+
+    ``max_attempts`` per job, with ``retry_delay`` seconds before the second and twice that before each further one.
+    ``lease_seconds``: a job whose process is silent for so long is taken by another. ``send_back``: pairs that fail
+    their checks go back to the generator once. ``max_cost``: no new job once all runs of the project cost this much.
+    ``max_images``: no more jobs than this are taken.
+    """
+
+    max_attempts: int = 3
+    retry_delay: float = 30.0
+    lease_seconds: float = 300.0
+    send_back: bool = True
+    max_cost: float | None = None
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("max_attempts", "lease_seconds"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+        if self.retry_delay < 0:
+            raise ValueError(f"retry_delay must not be negative, got {self.retry_delay}")
+
+
+@dataclass
+class RunSummary:
+    """What a run did; ``stopped`` says why it ended before all was done."""
+
+    answered: int = 0
+    pairs: int = 0
+    sent_back: int = 0
+    failed: int = 0
+    retried: int = 0
+    duplicates: int = 0
+    cost: float = 0.0
+    stopped: str | None = None
+
+
+@dataclass
+class Run:
+    """One run over a store. ``progress`` is told after every job."""
+
+    store: Store
+    generator: Generator
+    recipe: Recipe
+    check: Check | None = None
+    settings: RunSettings = field(default_factory=RunSettings)
+    progress: Callable[[RunSummary], None] = lambda summary: None
+    summary: RunSummary = field(default_factory=RunSummary, init=False)
+
+    def stop(self, why: str) -> None:
+        """Take no further jobs; what is under way is finished. May be called from a signal handler."""
+        self.summary.stopped = self.summary.stopped or why
+
+    async def run(self) -> RunSummary:
+        """Work until no job is left, or until stopped; waits for jobs that are to be retried or held by others.
+
+        Raises:
+            Exception: What a generator or a check raised that is none of the expected errors; the jobs under way are
+                finished first.
+        """
+        running: dict[asyncio.Task[None], Job] = {}
+        taken, renewed, looked = 0, time.monotonic(), 0.0
+        error: BaseException | None = None
+        try:
+            while True:
+                now = time.monotonic()
+                if now - looked >= CHECK_EVERY:
+                    looked = now
+                    self._check_budget()
+                free = self.generator.concurrency - len(running)
+                if self.settings.max_images is not None:
+                    free = min(free, self.settings.max_images - taken)
+                claimed = self._claim(free)
+                taken += len(claimed)
+                running |= {asyncio.create_task(self._work(job)): job for job in claimed}
+                if not running:
+                    wait = None if self._ends(taken) else self.store.seconds_to_next()
+                    if wait is None:
+                        break
+                    await asyncio.sleep(min(wait, CHECK_EVERY))
+                    continue
+                done, _ = await asyncio.wait(running, timeout=CHECK_EVERY, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del running[task]
+                    if task.exception() is not None:
+                        error = error or task.exception()
+                        self.stop(f"an unexpected error: {task.exception()!r}")
+                if time.monotonic() - renewed > self.settings.lease_seconds / 4:
+                    renewed = time.monotonic()
+                    self.store.renew(running.values(), self.settings.lease_seconds)
+        finally:
+            for task in running:
+                task.cancel()
+        if error is not None:
+            raise error
+        return self.summary
+
+    def _ends(self, taken: int) -> bool:
+        return self.summary.stopped is not None or taken == self.settings.max_images
+
+    def _check_budget(self) -> None:
+        limit = self.settings.max_cost
+        if limit is not None and (spent := self.store.cost()) >= limit:
+            self.stop(f"{spent:.4f} of max_cost {limit:g} is spent; raise it and run again, nothing is lost")
+
+    def _claim(self, free: int) -> list[Job]:
+        if free <= 0 or self.summary.stopped is not None:
+            return []
+        return self.store.claim(self.recipe, limit=free, lease_seconds=self.settings.lease_seconds)
+
+    async def _work(self, job: Job) -> None:
+        """One job from the call to the stored answer."""
+        try:
+            result = job.answer or await self.generator.generate(request_of(job))
+        except GenerationError as error:
+            self._fail(job, error.failure)
+        except GenerationStopped as stopped:
+            self.store.release(job)
+            self.stop(str(stopped))
+        else:
+            self._answer(job, result)
+        self.progress(self.summary)
+
+    def _answer(self, job: Job, result: GenerationResult) -> None:
+        problems: Sequence[Sequence[PairProblem]] = ()
+        if self.check is not None:
+            rejected = {draft for draft, _ in job.rejected}
+            problems = self.check(job.image, result.pairs, [d for d in job.context if d not in rejected])
+        if not self.store.answer(job, result, problems, send_back=self.settings.send_back):
+            self.summary.duplicates += 1
+            return
+        self.summary.answered += 1
+        self.summary.pairs += len(result.pairs) if job.round == 0 else 0
+        if job.round == 0 and self.settings.send_back:
+            self.summary.sent_back += sum(bool(found) for found in problems)
+        if job.answer is None:
+            self.summary.cost += result.cost
+
+    def _fail(self, job: Job, failure: GenerationFailure) -> None:
+        settings = self.settings
+        delay = settings.retry_delay * 2 ** max(job.attempt - 1, 0)
+        self.summary.cost += failure.cost
+        if self.store.fail(job, failure, max_attempts=settings.max_attempts, delay=delay):
+            self.summary.retried += 1
+        else:
+            self.summary.failed += 1
+
+
+def request_of(job: Job) -> GenerationRequest:
+    """What a job asks of a generator."""
+    return GenerationRequest(
+        image=job.image,
+        picture=job.picture,
+        pairs=job.pairs,
+        rejected=job.rejected,
+        context=job.context,
+        key=job.key,
+    )
