@@ -120,10 +120,16 @@ def _from_backbones(
 ) -> tuple[AuraModel, Processor, LoadReport]:
     mllm_folder = _given(settings.mllm, "model.mllm")
     sam_folder = _given(settings.sam, "model.sam")
-    llava, llava_report = load_llava(mllm_folder, dtype=dtype, allow_random=settings.allow_random)
+    mllm = load_llava(mllm_folder, vision_tower=settings.vision_tower, dtype=dtype, allow_random=settings.allow_random)
+    if any(part.part == "projector" for part in mllm.parts) and not settings.train_projector:
+        raise ValueError(
+            f"model.mllm: {mllm_folder} has never seen {settings.vision_tower}; the projector between them is new and "
+            "has to learn: set model.train_projector to true"
+        )
     sam, sam_report = load_sam(sam_folder, dtype=dtype, allow_random=settings.allow_random)
-    model, processor, rows = _assemble(settings, data, dtype, llava, sam, load_tokenizer(mllm_folder), mllm_folder)
-    parts = [dataclasses.replace(llava_report, new=rows), *_sam_parts(sam, sam_report), *_new_parts(model)]
+    model, processor, rows = _assemble(settings, data, dtype, mllm.llava, sam, mllm.tokenizer, mllm.clip_folder)
+    language_model, *rest = mllm.parts
+    parts = [dataclasses.replace(language_model, new=rows), *rest, *_sam_parts(sam, sam_report), *_new_parts(model)]
     return model, processor, LoadReport(tuple(parts))
 
 
@@ -252,10 +258,9 @@ def add_tokens(llava: Any, vocab_size: int, *fresh_ids: int) -> tuple[str, ...]:
     kept = torch.ones(old, dtype=torch.bool)
     kept[[row for row in rows if row < old]] = False
     names = []
-    tables: dict[str, Any] = {
-        "embed_tokens": llava.get_input_embeddings(),
-        "lm_head": llava.get_output_embeddings(),
-    }
+    tables: dict[str, Any] = {"embed_tokens": llava.get_input_embeddings()}
+    if llava.get_output_embeddings().weight is not llava.get_input_embeddings().weight:
+        tables["lm_head"] = llava.get_output_embeddings()
     with torch.no_grad():
         for name, table in tables.items():
             weight = table.weight
