@@ -372,6 +372,9 @@ def test_damaged_checkpoints_are_refused(settings, training, parts, merged, tmp_
     (merged / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(ValueError, match=r"lacks pytorch_model-00002-of-00002\.bin, which its index names"):
         build_model(settings, DATA)
+    (merged / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.init_from: .*index\.json is not an index of weights"):
+        build_model(settings, DATA)
     (merged / "pytorch_model.bin.index.json").unlink()
     with pytest.raises(ValueError, match=r"index\.json is missing"):
         build_model(settings, DATA)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import types
@@ -392,6 +393,14 @@ def test_an_official_encoder_that_lost_its_last_layers_is_noticed(segment_anythi
     shapes = {key: tuple(value.shape) for key, value in upstream.state_dict().items() if ".blocks.11." not in key}
     config, _ = sam_config(shapes, "test")
     assert config.vision_config.num_hidden_layers == 12
+
+
+def test_a_folder_whose_weights_do_not_fit_its_config_is_refused(tiny_sam_dir):
+    path = Path(tiny_sam_dir) / "config.json"
+    config = json.loads(path.read_text())
+    config["vision_config"]["output_channels"] = 16
+    path.write_text(json.dumps(config))
+    refuses(tiny_sam_dir, "do not fit its config.json")
 
 
 def test_a_model_is_built_from_an_official_file(small_file, tiny_llava_dir):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,18 @@ def load_pretrained(
     if not check_weight_files(folder, setting, required=not allow_random):
         model = kind(AutoConfig.from_pretrained(str(folder))).to(dtype)
         return model, PartReport(part, f"{folder} (config only)", 0, missing=tuple(model.state_dict()))
-    model, info = kind.from_pretrained(
-        str(folder), dtype=dtype, output_loading_info=True, local_files_only=True, attn_implementation="sdpa"
-    )
+    # Our own account takes the place of the library's, which lists what we leave out on purpose.
+    library = logging.getLogger("transformers.modeling_utils")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        model, info = kind.from_pretrained(
+            str(folder), dtype=dtype, output_loading_info=True, local_files_only=True, attn_implementation="sdpa"
+        )
+    except RuntimeError as error:  # of other shapes than the config's
+        raise ValueError(f"{setting}: the weights of {folder} do not fit its config.json; get both again") from error
+    finally:
+        library.setLevel(level)
     missing = tuple(sorted(info["missing_keys"]))
     loaded = len(model.state_dict()) - len(missing)
     return model, PartReport(part, str(folder), loaded, missing, tuple(sorted(info["unexpected_keys"])))
@@ -134,7 +144,10 @@ def read_folder_tensors(folder: str | Path, setting: str) -> dict[str, torch.Ten
     for kind, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = folder / f"{kind}.{ending}.index.json", folder / f"{kind}.{ending}"
         if index.is_file():
-            where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            try:
+                where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{setting}: {index} is not an index of weights; get it again") from error
             shards = sorted(set(where.values()))
             if absent := [name for name in shards if not (folder / name).is_file()]:
                 raise ValueError(f"{setting}: {folder} lacks {', '.join(absent)}, which its index names; get it again")
