@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -127,7 +129,11 @@ def test_two_processes_of_which_one_has_no_seg(config, tmp_path, stage):
     run = tmp_path / "run"
     assert json.loads((run / "report.json").read_text())["effective_batch"] == 2
     assert [r["step"] for r in read_log(run / "log.jsonl")] == [1, 2, 3]
-    AuraModel.from_pretrained(run / "export")
+    whole = AuraModel.from_pretrained(run / "export").state_dict()
+    main = runpy.run_path(str(SCRIPT.parent / "scripts" / "export.py"))["main"]
+    assert main([str(run), "--out", str(tmp_path / "out"), "--keep-lora"]) == 0
+    again = AuraModel.from_pretrained(tmp_path / "out").state_dict()
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_what_does_not_fit_is_one_line(config):
