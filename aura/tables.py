@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -129,11 +130,17 @@ def all_tables(reports: Mapping[str, Figures]) -> list[Table]:
 
 
 def _numeric(table: Table, column: int) -> bool:
-    return all(row[column].replace(".", "").isdigit() or row[column] == "–" for row in table.rows)
+    return all(_NUMBER.fullmatch(row[column]) for row in table.rows)
 
 
-def as_rich(table: Table) -> RichTable:
-    """For a :class:`rich.console.Console`; the heading of a group stands over its first column."""
+_NUMBER = re.compile(r"–|[+-]?[\d.]+( ± [\d.]+)?")
+
+
+def as_rich(table: Table, *, ruled: bool = True) -> RichTable:
+    """For a :class:`rich.console.Console`; the heading of a group stands over its first column.
+
+    ``ruled`` puts a line between methods.
+    """
     result = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="bold")
     starts = dict(zip(accumulate((span for _, span in table.groups), initial=0), table.groups, strict=False))
     for number, column in enumerate(table.columns):
@@ -142,7 +149,7 @@ def as_rich(table: Table) -> RichTable:
         result.add_column(f"{group}\n{column}", justify=justify, no_wrap=number < 2)  # type: ignore[arg-type]
     previous = None
     for row in table.rows:
-        if previous is not None and not row[0].startswith("  ") and row[0] != previous:
+        if ruled and previous is not None and not row[0].startswith("  ") and row[0] != previous:
             result.add_section()
         result.add_row(*(cell.replace("[", "\\[") for cell in row), style="dim" if row[0].startswith("  ") else "")
         previous = row[0]
@@ -201,7 +208,14 @@ def as_latex(table: Table) -> str:
 
 
 _LATEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "–": "--", "[": "{[}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    {
+        "\\": r"\textbackslash{}",
+        "–": "--",
+        "±": r"$\pm$",
+        "[": "{[}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
     | {mark: f"\\{mark}" for mark in "&%$#_{}"}
 )
 

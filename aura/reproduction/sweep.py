@@ -1,0 +1,159 @@
+"""Do the runs of a table one after the other; what was done before is not done again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from aura.reproduction.paper import Scores
+from aura.reproduction.runs import Run, in_shell
+
+Say = Callable[[str], None]
+
+
+class Stopped(Exception):
+    """A signal came; ``code`` is the program's exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}; the same command continues")
+        self.code = 128 + number
+
+
+def sweep(runs: Sequence[Run], say: Say = print) -> list[str]:
+    """Train and evaluate what is not trained and evaluated yet.
+
+    Output of the commands goes into ``train.log`` and ``eval.log`` of each run folder. A run that fails does not keep
+    the others from being done.
+
+    Args:
+        runs: In the order to do them.
+        say: Takes one line per run.
+
+    Returns:
+        One line per failure.
+
+    Raises:
+        Stopped: On SIGINT or SIGTERM, after the running command has ended; training saves a checkpoint first.
+        ValueError: A run folder holds a training with other settings. Found before anything is started.
+    """
+    for run in runs:
+        run.check()
+    failures = []
+    for number, run in enumerate(runs, start=1):
+        place = f"[{number}/{len(runs)}] {run.name}: "
+        try:
+            say(place + _complete(run))
+        except (_Failed, ValueError) as error:
+            failures.append(f"{run.name}: {error}")
+            say(f"{place}FAILED, {error}")
+    return failures
+
+
+def dry_run(runs: Sequence[Run], say: Say = print) -> None:
+    """Print the commands in the order in which :func:`sweep` would run them; errors as there."""
+    for run in runs:
+        run.check()
+        say(f"# {run.name}{': finished' if run.is_evaluated else ''}")
+        for command, done in ((run.train_command(), run.is_trained), (run.eval_command(), run.is_evaluated)):
+            say(("# done: " if done else "") + in_shell(command))
+
+
+def _complete(run: Run) -> str:
+    """Do what is missing of one run; returns what there is to say about it."""
+    parts = []
+    with _alone(run.folder):
+        if run.is_trained:
+            parts.append("trained before")
+        else:
+            continued = (run.folder / "checkpoints" / "latest").is_file()
+            seconds = _execute(run.train_command(), run.folder / "train.log")
+            if not run.is_trained:
+                raise _Failed(f"the training ended without an export; see {run.folder / 'train.log'}")
+            parts.append(f"{'continued and ' if continued else ''}trained in {_time(seconds)}")
+        if run.is_evaluated:
+            parts.append("evaluated before")
+        else:
+            seconds = _execute(run.eval_command(), run.folder / "eval.log")
+            if not run.is_evaluated:
+                raise _Failed(f"the evaluation wrote no report; see {run.folder / 'eval.log'}")
+            parts.append(f"evaluated in {_time(seconds)}")
+    figures = run.figures()
+    assert figures is not None
+    found = {f"{kind}_{name}": figures[kind][key] for kind in ("amodal", "visible") for name, key in _KEYS.items()}
+    shown = [f"{key.replace('_giou', ' gIoU').replace('_ciou', ' cIoU')} {100 * found[key]:.2f}"
+             for key in Scores._fields if found[key] is not None]  # fmt: skip
+    return f"{', '.join(parts)}; {', '.join(shown)}"
+
+
+_KEYS = {"giou": "giou_object", "ciou": "ciou"}
+
+
+class _Failed(Exception):
+    pass
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder. A training that outlived a killed sweep holds it too: commands inherit the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _Failed(f"another process works in {folder}; wait for it or end it, then start again") from None
+        os.set_inheritable(file.fileno(), True)
+        yield
+
+
+def _execute(command: Sequence[str], log: Path) -> float:
+    """Run one command, its output appended to ``log``; returns the seconds it took."""
+    received: list[int] = []
+    started = time.monotonic()
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n$ {in_shell(command)}\n")
+        file.flush()
+        try:
+            # close_fds=False: the run folder's lock goes to the command.
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, close_fds=False
+            )
+        except OSError as error:
+            raise _Failed(f"{command[0]}: {error.strerror}") from None
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            # The terminal's Ctrl-C has reached the command by itself.
+            if number != signal.SIGINT:
+                process.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if received:
+        raise Stopped(received[0])
+    if code != 0:
+        raise _Failed(f"exit code {code}: {_last_words(log)} (see {log})")
+    return time.monotonic() - started
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a log that says something."""
+    with log.open(encoding="utf-8", errors="replace") as file:
+        lines = deque((line.strip() for line in file if line.strip()), maxlen=30)
+    told = [line for line in lines if line.startswith(("train_ds.py:", "eval.py:")) or "Error" in line]
+    return (told or list(lines))[-1][:300]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
