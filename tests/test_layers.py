@@ -12,8 +12,8 @@ FLOORS = [
     {"config", "types", "files", "masks", "targets", "geometry", "ranks", "typesetting"},
     {"losses", "metrics", "visualize", "data"},
     {"model", "datagen"},
-    {"inference"},
-    {"evaluation", "gallery", "scoring", "report", "tables", "terminal", "web"},
+    {"inference", "plan"},
+    {"evaluation", "gallery", "scoring", "report", "tables", "terminal", "web", "reproduction"},
     {"train"},
 ]
 FLOOR_OF = {part: level for level, parts in enumerate(FLOORS) for part in parts}
