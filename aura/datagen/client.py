@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 NO_KEY = "none"
 """Servers on one's own machines take any key, but the client insists on one."""
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 8.0
+"""Seconds before the second attempt, doubled each time up to the longest, where the service names no pause."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ class Api:
             await asyncio.sleep(left)
 
     def _backoff(self, attempt: int) -> float:
-        return float(min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0))
+        return float(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.0))
 
     def _wait(self, error: openai.APIStatusError, attempt: int) -> float:
         """Seconds to wait; where the service names them, every other request waits as well."""

@@ -57,9 +57,8 @@ def pairs_for(request: dict[str, Any]) -> str:
     pairs = []
     for n in range(number):
         object_id, category = objects[n % len(objects)]
-        answer = f"You could use the {category} {SEG}."
-        pairs.append({"question": f"What would help me with task {n}?", "answer": answer, "objects": [int(object_id)]})
-        pairs[-1]["follows"] = None
+        question, answer = f"What would help me with task {n}?", f"You could use the {category} {SEG}."
+        pairs.append({"question": question, "answer": answer, "objects": [int(object_id)], "follows": None})
     return json.dumps({"pairs": pairs})
 
 
@@ -176,7 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/files":
             boundary = self.headers["content-type"].split("boundary=")[1].encode()
             part = next(p for p in data.split(b"--" + boundary) if b'name="file"' in p)
-            name = f"file-{len(api.files)}"
+            with api.lock:
+                name = f"file-{sum(known.startswith('file-') for known in api.files)}"
+                api.files[name] = b""
             api.files[name] = part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
             fields = {"object": "file", "bytes": 1, "created_at": 1, "filename": "x", "purpose": "batch"}
             self._send(Reply({"id": name, "status": "processed", **fields}))
