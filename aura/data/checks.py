@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from PIL import Image
 
-from aura.data.occlusion import intersections, occluders
+from aura.data.occlusion import DEPTH_ORDER, intersections, occluders
 from aura.data.reading import to_rle
 from aura.masks import rle_area, rle_bbox
 from aura.types import SEG_TOKEN, AmodalObject, Rle
@@ -77,6 +77,21 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
+def picture_flaw(path: Path, height: Any, width: Any) -> str | None:
+    """What is wrong with a picture that should be there, decode, and have this size; ``None`` if nothing is."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            size = (picture.height, picture.width)
+    except FileNotFoundError:
+        return f"{path} does not exist; give the right folder with --images"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{path} cannot be decoded ({error})"
+    if size != (height, width):
+        return f"{path} is {size[0]} x {size[1]} (height x width), the record says {height} x {width}"
+    return None
+
+
 class _Checker:
     """Walks through a document and collects what is wrong with it."""
 
@@ -139,7 +154,9 @@ class _Checker:
         if not _is_text(image.get("file_name")):
             self._report(where, "'file_name' must be a text")
         elif self.folder is not None:
-            self._picture(where, image, self.folder / image["file_name"])
+            flaw = picture_flaw(self.folder / image["file_name"], image.get("height"), image.get("width"))
+            if flaw is not None:
+                self._report(where, flaw)
         height, width = image.get("height"), image.get("width")
         if not (_is_integer(height) and _is_integer(width) and height > 0 and width > 0):
             self._report(where, f"'height' and 'width' must be positive whole numbers, got {height!r} and {width!r}")
@@ -149,26 +166,19 @@ class _Checker:
             masks = self._annotation(annotation_id, (height, width))
             if masks is not None:
                 objects.append(AmodalObject(annotation_id, "", *masks, 0.0))
+        info = self.document.get("info")
+        by_depth = isinstance(info, Mapping) and info.get("occluded_by") == DEPTH_ORDER
         for obj, expected in zip(objects, occluders(objects), strict=True):
             stored = self.annotations[obj.id].get("occluded_by")
+            if by_depth:  # an annotator's order may know what the masks cannot: only the ids can be checked
+                if not isinstance(stored, list) or not set(map(str, stored)) <= {
+                    str(o.id) for o in objects if o != obj
+                }:
+                    self._report(f"annotation {obj.id}", f"'occluded_by' is {stored!r}, not other objects of the image")
+                continue
             if not isinstance(stored, list) or set(map(str, stored)) != set(map(str, expected)):
                 message = f"'occluded_by' is {stored!r} but by the masks it is {list(expected)}"
                 self._report(f"annotation {obj.id}", message)
-
-    def _picture(self, where: str, image: Mapping[str, Any], path: Path) -> None:
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-                width, height = picture.size
-        except FileNotFoundError:
-            self._report(where, f"{path} does not exist; give the right folder with --images")
-            return
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            self._report(where, f"{path} cannot be decoded ({error})")
-            return
-        if (height, width) != (image.get("height"), image.get("width")):
-            stored = f"{image.get('height')} x {image.get('width')}"
-            self._report(where, f"{path} is {height} x {width} (height x width), the record says {stored}")
 
     def _annotation(self, number: int, size: tuple[int, int]) -> tuple[Rle, Rle] | None:
         """Check one annotation; returns its (visible, amodal) masks, or ``None`` where they cannot be used."""
