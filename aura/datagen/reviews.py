@@ -397,7 +397,7 @@ class Reviews:
         if not text.answer:
             raise ValueError("the answer is empty; reject the pair if it should not stay")
         Turn(text.question, text.answer, text.objects)
-        missing = sorted(set(text.objects) - self._object_ids(pair.image_id))
+        missing = sorted(set(text.objects) - self.table.object_ids(pair.image_id))
         if missing:
             raise ValueError(f"annotations {missing} are not objects of image {pair.image_id}")
         if same_text(text, pair.text):
@@ -407,10 +407,6 @@ class Reviews:
                 return "edit", version.version
         reason = "decision" if kind == "decide" else "edit"
         return "edit", self.table.add_version(pair.id, text, author=annotator.name, reason=reason, problems=problems)
-
-    def _object_ids(self, image_id: int) -> set[int]:
-        ids = self.database.value("SELECT object_ids FROM images WHERE image_id = ?", [image_id])
-        return set(json.loads(ids))
 
     def _settle(self, pair_id: int, decision: Decision, stands_for: int, kind: Kind) -> None:
         """Draw the consequence of the verdicts that stand now."""
@@ -438,6 +434,11 @@ class Reviews:
         """All verdicts on a pair, replaced ones too, oldest first. Not for the eyes of those who have yet to judge."""
         rows = self.database.rows(f"{_VERDICTS} WHERE v.pair = ? ORDER BY v.id", [pair_id])
         return [_verdict(row) for row in rows]
+
+    def recent(self, annotator: Annotator, limit: int = 10) -> list[Verdict]:
+        """An annotator's own standing verdicts, latest first."""
+        sql = f"{_VERDICTS} WHERE v.annotator = ? AND v.replaced = 0 ORDER BY v.id DESC LIMIT ?"
+        return [_verdict(row) for row in self.database.rows(sql, [annotator.id, limit])]
 
     def _standing(self, pair_id: int) -> list[Verdict]:
         return [v for v in self.verdicts(pair_id) if not v.replaced]
