@@ -84,7 +84,7 @@ class AmodalReasonSeg(Sequence[Sample]):
                 {"id": number, "name": name, "supercategory": supercategories.get(name, "")}
                 for name, number in sorted(numbers.items(), key=lambda item: item[1])
             ],
-            "images": [_image_record(image) for image in images],
+            "images": [image_record(image) for image in images],
             "annotations": [
                 annotation_record(o, image.image_id, numbers[o.category]) for image in images for o in image.objects
             ],
@@ -194,7 +194,8 @@ def conversation_record(conversation: Conversation, image_id: int) -> dict[str, 
     }
 
 
-def _image_record(image: AnnotatedImage) -> dict[str, Any]:
+def image_record(image: AnnotatedImage) -> dict[str, Any]:
+    """An image as it stands in the file, with what its source says about it."""
     own = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width}
     return {**own, **{k: v for k, v in image.image_info.items() if k not in own}}
 

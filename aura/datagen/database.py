@@ -24,6 +24,7 @@ CREATE TABLE images (
     split TEXT NOT NULL,
     file_name TEXT NOT NULL,
     digest TEXT NOT NULL,
+    picture_sha256 TEXT NOT NULL,
     object_ids TEXT NOT NULL,
     record BLOB NOT NULL,
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'generated', 'failed')),
@@ -203,6 +204,16 @@ class Database:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A transaction that only reads: everything is seen as it was at the first read, whatever others write."""
+        with self._lock:
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """All rows of a query."""

@@ -27,8 +27,8 @@ from aura.datagen.store import Job, Recipe, Store
 CHECK_EVERY = 2.0
 """Seconds between looks at what all processes together have spent, and at jobs that others may have left."""
 
-Check = Callable[[AnnotatedImage, Sequence[PairDraft], Sequence[PairDraft]], Sequence[Sequence[PairProblem]]]
-"""(image, new pairs, pairs of the image that stay) -> the problems of each new pair."""
+Check = Callable[[AnnotatedImage, Sequence[PairDraft], Sequence[PairDraft] | None], Sequence[Sequence[PairProblem]]]
+"""(image, new pairs, the image's pairs that stay; ``None`` if these are the first) -> the problems of each new pair."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class RunSettings:
 
 @dataclass
 class RunSummary:
-    """What a run did; ``stopped`` says why it ended before all was done."""
+    """What a run did: calls answered, images finished, pairs; ``stopped`` says why it ended before all was done."""
 
     answered: int = 0
+    finished: int = 0
     pairs: int = 0
     sent_back: int = 0
     failed: int = 0
@@ -160,14 +161,16 @@ class Run:
         problems: Sequence[Sequence[PairProblem]] = ()
         if self.check is not None:
             rejected = {draft for draft, _ in job.rejected}
-            problems = self.check(job.image, result.pairs, [d for d in job.context if d not in rejected])
+            kept = [draft for draft in job.context if draft not in rejected] if job.round else None
+            problems = self.check(job.image, result.pairs, kept)
         if not self.store.answer(job, result, problems, send_back=self.settings.send_back):
             self.summary.duplicates += 1
             return
         self.summary.answered += 1
         self.summary.pairs += len(result.pairs) if job.round == 0 else 0
-        if job.round == 0 and self.settings.send_back:
-            self.summary.sent_back += sum(bool(found) for found in problems)
+        sent_back = sum(map(bool, problems)) if job.round == 0 and self.settings.send_back else 0
+        self.summary.sent_back += sent_back
+        self.summary.finished += not sent_back
         if job.answer is None:
             self.summary.cost += result.cost
 

@@ -122,6 +122,11 @@ class PairTable:
         rows = self.database.rows("SELECT * FROM pair_versions WHERE pair = ? ORDER BY version", [pair_id])
         return [_version(row) for row in rows]
 
+    def object_ids(self, image_id: int) -> frozenset[int]:
+        """The annotation ids of an image's objects; empty for an unknown image."""
+        ids = self.database.value("SELECT object_ids FROM images WHERE image_id = ?", [image_id])
+        return frozenset(json.loads(ids or "[]"))
+
     def add_version(
         self,
         pair_id: int,

@@ -98,6 +98,7 @@ class StoredImage:
     image: AnnotatedImage
     split: str
     picture: Path
+    picture_sha256: str
     state: str
 
 
@@ -250,14 +251,15 @@ class Store(PairTable):
                 content = json.dumps(_image_record(entry.image), sort_keys=True)
                 digest = _digest(content, entry.picture_sha256)
                 cursor.execute(
-                    "INSERT OR IGNORE INTO images (image_id, source, split, file_name, digest, object_ids, record) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR IGNORE INTO images (image_id, source, split, file_name, digest, picture_sha256, "
+                    "object_ids, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     [
                         entry.image.image_id,
                         entry.source,
                         entry.split,
                         entry.image.file_name,
                         digest,
+                        entry.picture_sha256,
                         json.dumps([o.id for o in entry.image.objects]),
                         zlib.compress(content.encode()),
                     ],
@@ -303,6 +305,11 @@ class Store(PairTable):
             yield from map(self._stored, rows)
             last = rows[-1]["id"]
 
+    def origin(self, version: PairVersion) -> dict[str, str]:
+        """Generator, model and prompt version that a version came from; empty for one that a person wrote."""
+        row = self.database.row("SELECT generator, model, prompt_version FROM calls WHERE id = ?", [version.call])
+        return {} if row is None else {key: row[key] for key in row.keys()}  # noqa: SIM118
+
     def _image_row(self, image_id: int) -> Row:
         row = self.database.row("SELECT * FROM images WHERE image_id = ?", [image_id])
         if row is None:
@@ -310,7 +317,14 @@ class Store(PairTable):
         return row
 
     def _stored(self, row: Row) -> StoredImage:
-        return StoredImage(row["id"], _read_image(row["record"]), row["split"], self._picture(row), row["state"])
+        return StoredImage(
+            order=row["id"],
+            image=_read_image(row["record"]),
+            split=row["split"],
+            picture=self._picture(row),
+            picture_sha256=row["picture_sha256"],
+            state=row["state"],
+        )
 
     def _picture(self, row: Row) -> Path:
         return Path(self.sources[row["source"]].images) / row["file_name"]

@@ -1,0 +1,371 @@
+#!/usr/bin/env python
+"""Make a reviewed AmodalReasonSeg data set from amodal annotations: one command per step.
+
+    python scripts/build_dataset.py init     --config configs/datagen/mini.yaml
+    python scripts/build_dataset.py generate --config configs/datagen/mini.yaml
+    python scripts/build_dataset.py status   --config configs/datagen/mini.yaml --json
+    python scripts/build_dataset.py check    --config configs/datagen/mini.yaml
+    python scripts/build_dataset.py review   --config configs/datagen/mini.yaml
+    python scripts/build_dataset.py export   --config configs/datagen/mini.yaml
+
+Every step may be stopped or killed and started again. Settings of the YAML are overridden by dotted options, such as
+--generator.seed 3. Exit code 0: done; 1: done in part (images failed, or the run was stopped); 2: a mistake to correct.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from aura.datagen.generate import Run, RunSummary
+from aura.datagen.project import checks_of, init_project, open_project, recheck, recipe_of, run_settings_of
+from aura.datagen.records import GenerationRequest
+from aura.datagen.settings import ProjectSettings, api_settings, settings_from, settings_parser
+from aura.datagen.store import Status, Store
+
+PROG = "build_dataset.py"
+CONSOLE = Console(highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__.strip() + "\n\nCommands:")
+        for name, (_, _, line) in COMMANDS.items():
+            print(f"  {name:10}{line} ({PROG} {name} --help)")
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        print(f"error: no such command: {arguments[0]}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command, add_options, line = COMMANDS[arguments[0]]
+    parser = settings_parser(f"{PROG} {arguments[0]}", line)
+    add_options(parser)
+    try:
+        values = parser.parse_args(arguments[1:])
+        return command(settings_from(parser, values), values)
+    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+# --- init -------------------------------------------------------------------------------------------------------------
+
+
+def init(settings: ProjectSettings, options: Namespace) -> int:
+    """Make the project."""
+    with _bar("images") as bar:
+        task = bar.add_task("images", total=None)
+        summary = init_project(settings, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    splits = ", ".join(f"{number} {name}" for name, number in sorted(summary.splits.items(), reverse=True))
+    _say(f"{settings.database}: {splits} images ({summary.added} new)")
+    left_out = {
+        "without objects": summary.without_objects,
+        "in no list": summary.not_listed,
+        "beyond the number to take": summary.not_taken,
+    }
+    for reason, number in left_out.items():
+        if number:
+            _say(f"left out: {number} images {reason}")
+    for warning in summary.warnings:
+        CONSOLE.print(Text(f"note: {warning}", style="yellow"))
+    return 0
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def add_generate_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="print the estimate and three prompts, send nothing")
+    parser.add_argument("--max-cost", type=float, help="stop before all runs of the project cost more than this")
+    parser.add_argument("--limit", type=int, help="take at most so many jobs")
+    parser.add_argument("--retry-failed", action="store_true", help="try images again that failed for good")
+
+
+def generate(settings: ProjectSettings, options: Namespace) -> int:
+    """Ask the generator about every image that has no pairs yet."""
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit must be positive, got {options.limit}")
+    if options.max_cost is not None:
+        api = {**settings.generator.api, "max_cost": options.max_cost}
+        settings = dataclasses.replace(settings, generator=dataclasses.replace(settings.generator, api=api))
+    with open_project(settings) as store:
+        if options.dry_run:
+            return _dry_run(store, settings, options.limit)
+        if options.retry_failed:
+            _say(f"{store.retry_failed()} failed images are tried again")
+        summary = asyncio.run(_generate(store, settings, options.limit))
+        status = store.status()
+        _say(
+            f"{summary.answered} jobs answered, {summary.pairs} pairs, {summary.sent_back} sent back once, "
+            f"{summary.retried} tries failed, cost {summary.cost:.4f}"
+        )
+        if summary.stopped:
+            CONSOLE.print(Text(f"stopped: {summary.stopped}", style="yellow"))
+        for image_id, reason, detail in store.failures(5):
+            CONSOLE.print(Text(f"image {image_id} failed: {reason}: {detail}", style="red"), soft_wrap=True)
+        if status.images["failed"]:
+            _say(f"{status.images['failed']} images failed in all; generate --retry-failed tries them again")
+    return 1 if summary.stopped or status.images["failed"] else 0
+
+
+async def _generate(store: Store, settings: ProjectSettings, limit: int | None) -> RunSummary:
+    from aura.datagen.generators import make_generator
+
+    kind = settings.generator.kind
+    generator = make_generator(
+        kind,
+        None if kind == "offline" else api_settings(settings.generator.api),
+        seed=settings.generator.seed,
+        folder=settings.database.parent,
+        spent=store.cost(),
+    )
+    status = store.status()
+    with _bar("images") as bar:
+        task = bar.add_task("images", completed=status.images["generated"], total=store.num_images())
+
+        def show(summary: RunSummary) -> None:
+            text = f"{summary.pairs} pairs, cost {summary.cost:.2f}"
+            bar.update(task, completed=status.images["generated"] + summary.finished, description=text)
+
+        run = Run(
+            store,
+            generator,
+            recipe_of(settings),
+            check=checks_of(settings),
+            settings=run_settings_of(settings, max_images=limit),
+            progress=show,
+        )
+        loop, current = asyncio.get_running_loop(), asyncio.current_task()
+
+        def interrupted() -> None:
+            """Once: finish what is under way. Twice: now."""
+            if run.summary.stopped and current is not None:
+                current.cancel()
+            run.stop("interrupted; run generate again to go on")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupted)
+        try:
+            return await run.run()
+        except asyncio.CancelledError:
+            return run.summary
+        finally:
+            await generator.close()
+
+
+def _dry_run(store: Store, settings: ProjectSettings, limit: int | None) -> int:
+    if settings.generator.kind == "offline":
+        _say(f"{store.status().images['pending']} images; the offline generator sends nothing and costs nothing")
+        return 0
+    from aura.datagen.client import dry_run
+
+    estimate, prompts = dry_run(
+        _requests(store, settings, limit),
+        api_settings(settings.generator.api),
+        batch=settings.generator.kind == "openai-batch",
+    )
+    for number, prompt in enumerate(prompts, start=1):
+        CONSOLE.rule(f"prompt {number}")
+        print(prompt.shown())
+    CONSOLE.rule("estimate")
+    _say(f"{estimate}; nothing was sent")
+    return 0
+
+
+def _requests(store: Store, settings: ProjectSettings, limit: int | None) -> Iterator[GenerationRequest]:
+    """What a run would ask first about each image that waits."""
+    for number, stored in enumerate(image for image in store.images() if image.state == "pending"):
+        if number == limit:
+            return
+        yield GenerationRequest(stored.image, stored.picture, pairs=settings.generator.pairs_per_image)
+
+
+# --- check and status -------------------------------------------------------------------------------------------------
+
+
+def check(settings: ProjectSettings, options: Namespace) -> int:
+    """Run the checks again over the pairs in review."""
+    with open_project(settings) as store, _bar("images") as bar:
+        task = bar.add_task("images", total=store.num_images())
+        changed = recheck(store, settings, lambda done: bar.update(task, completed=done))
+        status = store.status()
+    _say(f"{changed} pairs have other problems than before; {status.flagged} pairs in review have any")
+    for code, number in status.problems.items():
+        _say(f"  {number:6d} {code}")
+    return 0
+
+
+def add_status_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def status(settings: ProjectSettings, options: Namespace) -> int:
+    """How far the project is."""
+    with open_project(settings) as store:
+        figures = store.status()
+        reviews = store.reviews
+        progress, agreement = reviews.progress(), reviews.agreement()
+        failures = store.failures(5)
+    people = [
+        {
+            "name": p.annotator.name,
+            "active": p.annotator.active,
+            "judged": p.judged,
+            "decided": p.decided,
+            "waiting": p.waiting,
+        }
+        for p in progress
+    ]
+    agreed = {
+        "pairs": agreement.pairs,
+        "unanimous": agreement.unanimous,
+        "fleiss_kappa": agreement.fleiss,
+        "cohen_kappa": [
+            {"annotators": list(names), "pairs": number, "kappa": kappa}
+            for names, (number, kappa) in agreement.cohen.items()
+        ],
+    }
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(figures), "annotators": people, "agreement": agreed}, indent=1))
+        return 0
+    CONSOLE.print(_status_table(figures))
+    if people:
+        table = Table("annotator", "judged", "decided", "waiting", title="review")
+        for person in people:
+            name = person["name"] if person["active"] else f"{person['name']} (inactive)"
+            table.add_row(Text(name), *(str(person[key]) for key in ("judged", "decided", "waiting")))
+        CONSOLE.print(table)
+    if agreement.pairs:
+        _say(f"{agreement.unanimous} of {agreement.pairs} pairs judged alike; Fleiss' kappa {_kappa(agreement.fleiss)}")
+        for (one, other), (number, kappa) in agreement.cohen.items():
+            _say(f"Cohen's kappa of {one} and {other}: {_kappa(kappa)} ({number} pairs)")
+    for image_id, reason, detail in failures:
+        CONSOLE.print(Text(f"image {image_id} failed: {reason}: {detail}", style="red"), soft_wrap=True)
+    return 0
+
+
+def _status_table(figures: Status) -> Table:
+    table = Table(title="project", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+
+    def section(title: str, rows: dict[str, Any]) -> None:
+        if rows:
+            table.add_section()
+            table.add_row(Text(title, style="bold"), "")
+        for key, value in rows.items():
+            table.add_row(f"  {key.replace('_', ' ')}", f"{value:.4f}" if isinstance(value, float) else str(value))
+
+    section("images", {**figures.images, "in progress now": figures.in_progress})
+    section("splits", figures.splits)
+    section("pairs", {**figures.pairs, "in review with problems": figures.flagged, "disputed": figures.disputed})
+    section("problems found by the checks", figures.problems)
+    section("calls", figures.calls)
+    section("why images failed", figures.reasons)
+    section("why calls failed", figures.retries)
+    section(
+        "cost", {"input_tokens": figures.input_tokens, "output_tokens": figures.output_tokens, "cost": figures.cost}
+    )
+    if figures.in_doubt:
+        section("calls cut off by a killed process, perhaps charged", {"calls": figures.in_doubt})
+    return table
+
+
+def _kappa(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+# --- review and export ------------------------------------------------------------------------------------------------
+
+
+def review(settings: ProjectSettings, options: Namespace) -> int:
+    """Start the review web app."""
+    try:
+        from aura.datagen.review.app import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the review app needs the Python package {error.name!r}; install it with: pip install -r requirements.txt"
+        ) from error
+    with open_project(settings) as store:
+        serve(store, settings)
+    return 0
+
+
+def add_export_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--no-validate", action="store_true", help="do not check the written files record by record")
+
+
+def export(settings: ProjectSettings, options: Namespace) -> int:
+    """Write a version of the data set."""
+    from aura.datagen.export import export_release
+
+    with open_project(settings) as store, _bar("images") as bar:
+        task = bar.add_task("images", total=None)
+        release = export_release(
+            store,
+            settings.export,
+            notes=settings.notes,
+            validate=not options.no_validate,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    if release.unchanged:
+        _say(f"{release.folder} is up to date")
+        return 0
+    for split, figures in release.figures.items():
+        _say(f"{split}: {figures['images']} images, {figures['pairs']} pairs, {figures['objects']} objects")
+    for reason, number in release.left_out.items():
+        if number:
+            _say(f"left out: {number} {reason}")
+    _say(f"written to {release.folder}; the data card is {release.folder / 'DATA_CARD.md'}")
+    return 0
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def _no_options(parser: ArgumentParser) -> None:
+    del parser
+
+
+Command = Callable[[ProjectSettings, Namespace], int]
+COMMANDS: dict[str, tuple[Command, Callable[[ArgumentParser], None], str]] = {
+    "init": (init, _no_options, "read the annotations, divide them into splits, make the project"),
+    "generate": (generate, add_generate_options, "have question-answer pairs written for every image"),
+    "check": (check, _no_options, "check all pairs in review again"),
+    "status": (status, add_status_options, "show progress, cost and failures"),
+    "review": (review, _no_options, "start the review web app"),
+    "export": (export, add_export_options, "write the reviewed data set"),
+}
+
+
+def _bar(what: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=CONSOLE,
+        transient=True,
+        disable=not CONSOLE.is_terminal,
+    )
+
+
+def _say(text: str) -> None:
+    CONSOLE.print(Text(text), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
