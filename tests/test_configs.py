@@ -12,6 +12,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 MLLMS, SAMS, MEMORY = ([None, *sorted(CONFIGS.glob(f"{folder}/*.yaml"))] for folder in ("mllm", "sam", "memory"))
+# configs/datagen/ holds settings of another program, with a schema of its own.
+TRAINING = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "datagen")
 VARIANTS = [None, *sorted(CONFIGS.glob("ablation/*.yaml")), *sorted(CONFIGS.glob("baselines/*.yaml"))]
 
 
