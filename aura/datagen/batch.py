@@ -17,7 +17,8 @@ from pathlib import Path
 
 import openai
 
-from aura.datagen.client import Api, ApiSettings, expected_usage, upper_bound
+from aura.datagen.api import Api, ApiSettings
+from aura.datagen.estimates import expected_usage, upper_bound
 from aura.datagen.jsonl import (
     ENDPOINT,
     MAX_BYTES,

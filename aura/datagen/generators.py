@@ -17,7 +17,7 @@ from aura.datagen.records import (
 )
 
 if TYPE_CHECKING:
-    from aura.datagen.client import ApiSettings
+    from aura.datagen.api import ApiSettings
 
 GeneratorKind = Literal["openai", "openai-batch", "offline"]
 
@@ -74,7 +74,8 @@ def make_generator(
     if kind == "offline":
         return OfflineGenerator(seed)
     # The client's package takes a second to import, and the offline generator needs none of it.
-    from aura.datagen.client import ApiSettings, OpenAIGenerator
+    from aura.datagen.api import ApiSettings
+    from aura.datagen.client import OpenAIGenerator
 
     settings = api or ApiSettings()
     if kind == "openai":

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from aura.datagen.client import ApiSettings, expected_usage, outcome, prompt_of, request_body
+from aura.datagen.api import ApiSettings
+from aura.datagen.client import outcome, prompt_of, request_body
 from aura.datagen.completions import read_completion
 from aura.datagen.costs import Usage, text_tokens
+from aura.datagen.estimates import expected_usage
 from aura.datagen.records import GenerationError, GenerationFailure, GenerationRequest, GenerationResult
 
 log = logging.getLogger(__name__)

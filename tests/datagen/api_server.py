@@ -16,6 +16,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 SEG = "[SEG]"
+QUESTIONS = (
+    "What would help me now?",
+    "Is there something my aunt could use?",
+    "Which of these would you take along on a trip?",
+    "I have an hour to spend; what looks useful?",
+    "What might surprise a visitor the most?",
+    "Please show me a thing worth a closer look.",
+    "What would a painter draw first?",
+    "Could anything be of interest to a child?",
+    "What should be cleaned today?",
+    "If I may keep only one item, which would be wise?",
+)
 
 
 class Reply:
@@ -57,13 +69,13 @@ def pairs_for(request: dict[str, Any]) -> str:
     pairs = []
     for n in range(number):
         object_id, category = objects[n % len(objects)]
-        question, answer = f"What would help me with task {n}?", f"You could use the {category} {SEG}."
+        question, answer = QUESTIONS[n % len(QUESTIONS)], f"You could use the {category} {SEG}."
         pairs.append({"question": question, "answer": answer, "objects": [int(object_id)], "follows": None})
     return json.dumps({"pairs": pairs})
 
 
 class ApiServer:
-    """``with ApiServer() as server: ... server.url``; everything it received is in ``chats``, ``headers``, ``files``."""
+    """``with ApiServer() as server: server.url``; what it received is in ``chats``, ``headers`` and ``files``."""
 
     def __init__(self) -> None:
         self.script: deque[Reply | Callable[[dict[str, Any]], Reply]] = deque()

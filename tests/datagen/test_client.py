@@ -19,9 +19,11 @@ from PIL import Image
 
 from aura.data.mini import Scene, SceneObject
 from aura.data.sources import AnnotatedImage, annotated_image_from_scene
+from aura.datagen.api import ApiSettings, retry_after
 from aura.datagen.batch import BatchGenerator
-from aura.datagen.client import ApiSettings, OpenAIGenerator, dry_run, retry_after
+from aura.datagen.client import OpenAIGenerator
 from aura.datagen.costs import Ledger, ModelPrice, Usage, image_tokens
+from aura.datagen.estimates import dry_run
 from aura.datagen.generators import OfflineGenerator, make_generator
 from aura.datagen.jsonl import export_jsonl, import_jsonl
 from aura.datagen.records import (
@@ -61,7 +63,7 @@ def server(monkeypatch) -> Iterator[ApiServer]:
     monkeypatch.setenv("TEST_KEY", "sk-secret-123")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("aura.datagen.client.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("aura.datagen.api.FIRST_PAUSE", 0.01)
     with ApiServer() as running:
         yield running
 
