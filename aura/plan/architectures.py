@@ -1,0 +1,158 @@
+"""The architecture that settings name, without its weights: from config files where they are, else from names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
+
+from aura.config import ModelSettings
+from aura.model.configuration import AuraConfig
+from aura.model.weights import read_config
+from aura.model.weights.llava import v1_config
+from aura.model.weights.sam import VARIANTS
+
+LLAMA_7B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+LLAMA_13B: dict[str, Any] = {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+}
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+
+# Rows are those of the released embedding table plus what AURA's tokenizer adds (external formats, section 1.5): [SEG],
+# <im_start> and <im_end> where they are missing, and the placeholder <image>. LLaVA 1.5 has spare rows.
+MLLMS: dict[str, dict[str, Any]] = {
+    "7b": {**LLAMA_7B, "vocab_size": 32005, "max_position_embeddings": 2048},
+    "13b": {**LLAMA_13B, "vocab_size": 32005, "max_position_embeddings": 2048},
+    "llama2_13b": {**LLAMA_13B, "vocab_size": 32004, "max_position_embeddings": 4096},
+    "llava15_7b": {**LLAMA_7B, "vocab_size": 32064, "max_position_embeddings": 4096},
+    "llava15_13b": {**LLAMA_13B, "vocab_size": 32064, "max_position_embeddings": 4096},
+}
+"""Known language models; those of LLaVA 1.5 see 336 px through a projector of two layers, the others 224 px."""
+
+SAMS = {variant.name.lower().replace("-", "_"): width for width, variant in sorted(VARIANTS.items())}
+"""``vit_b``, ``vit_l`` and ``vit_h``, with the width of their encoders."""
+
+
+def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None = None) -> tuple[AuraConfig, list[str]]:
+    """The architecture, and for each part a line that says where its sizes come from.
+
+    Args:
+        settings: Folders that exist are read, names of others are recognised.
+        mllm: A name in :data:`MLLMS` instead of ``settings.mllm``.
+        sam: A name in :data:`SAMS` instead of ``settings.sam``.
+
+    Raises:
+        ValueError: A part that is neither there nor known by its name.
+    """
+    given = mllm is None and sam is None
+    if settings.init_from is not None and given and (Path(settings.init_from) / "config.json").is_file():
+        config = AuraConfig.from_pretrained(settings.init_from)
+        sources = [f"all sizes: {settings.init_from}/config.json"]
+    else:
+        llava_config, llava_source = _llava(settings, mllm)
+        sam_config, sam_source = _sam(settings, sam)
+        config = AuraConfig(llava_config=llava_config, sam_config=sam_config)
+        sources = [f"language model: {llava_source}", f"SAM: {sam_source}"]
+    lora = settings.lora
+    config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
+    config.occlusion_condition, config.spatial_occlusion = settings.occlusion_condition, settings.spatial_occlusion
+    config.masks = settings.masks
+    config.lora = None
+    if lora.enabled:
+        config.lora = {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": list(lora.targets)}
+    return config, sources
+
+
+def _llava(settings: ModelSettings, known: str | None) -> tuple[LlavaConfig, str]:
+    folder = settings.mllm or settings.init_from
+    if known is None and folder is not None and (Path(folder) / "config.json").is_file():
+        stored = read_config(folder, "model.mllm")
+        source = f"{folder}/config.json"
+        if stored.get("model_type") == "llava" and "text_config" in stored:
+            return LlavaConfig.from_pretrained(folder), source
+        if "hidden_size" in stored and "num_hidden_layers" in stored:  # LLaVA v1 and LISA: Llama's fields at the top
+            vision: Any = SimpleNamespace(config=_clip(settings.vision_tower or str(stored.get("mm_vision_tower", ""))))
+            return v1_config(stored, {}, vision), source
+        raise ValueError(f"model.mllm: {source} describes neither a LLaVA nor a Llama; give --mllm {'|'.join(MLLMS)}")
+    name = known or _recognise_llava(folder)
+    if name not in MLLMS:
+        raise ValueError(
+            f"model.mllm: {folder!r} is not here and its name tells no size; give --mllm {'|'.join(MLLMS)}"
+        )
+    newer = name.startswith("llava15")
+    config = LlavaConfig(
+        text_config=LlamaConfig(**MLLMS[name]),
+        vision_config=CLIPVisionConfig(**CLIP_L, image_size=336) if newer else _clip(settings.vision_tower),
+        # The single linear layer of v1 is followed by an identity (external formats, section 2.5).
+        projector_hidden_act="gelu" if newer else "linear",
+        image_token_index=32000,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return config, f"{name}, {'asked for' if known else f'by the name {folder}'}"
+
+
+def _recognise_llava(folder: str | None) -> str:
+    name = Path(folder or "").name.lower().replace("_", "-")
+    size = re.search(r"(?<!\d)(7|13)b", name)
+    if size is None:
+        return ""
+    if re.search(r"1\.5|llava15|v15", name):
+        return f"llava15_{size[0]}"
+    return "llama2_13b" if re.search(r"llama-?2", name) and size[0] == "13b" else size[0]
+
+
+def _clip(tower: str | None) -> CLIPVisionConfig:
+    if tower is not None and (Path(tower) / "config.json").is_file():
+        return CLIPVisionConfig.from_pretrained(tower)
+    return CLIPVisionConfig(**CLIP_L, image_size=336 if "336" in (tower or "") else 224)
+
+
+def _sam(settings: ModelSettings, known: str | None) -> tuple[SamConfig, str]:
+    path = settings.sam
+    if known is None and path is not None and (Path(path) / "config.json").is_file():
+        config: SamConfig = SamConfig.from_pretrained(path)
+        return config, f"{path}/config.json"
+    name = known or _recognise_sam(path)
+    if name not in SAMS:
+        raise ValueError(f"model.sam: {path!r} is not here and its name tells no variant; give --sam {'|'.join(SAMS)}")
+    return sam_of(name), f"{name}, {'asked for' if known else f'by the name {path}'}"
+
+
+def sam_of(name: str) -> SamConfig:
+    """The released SAM ``vit_b``, ``vit_l`` or ``vit_h``."""
+    width = SAMS[name]
+    _, depth, heads, global_layers = VARIANTS[width]
+    return SamConfig(
+        vision_config={
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "global_attn_indexes": list(global_layers),
+            "mlp_dim": 4 * width,
+        },
+        mask_decoder_config={"layer_norm_eps": 1e-5},
+    )
+
+
+def _recognise_sam(path: str | None) -> str:
+    found = re.search(r"vit[-_]?(base|large|huge|b|l|h)(?![a-z])", Path(path or "").name.lower())
+    return f"vit_{found[1][0]}" if found else ""

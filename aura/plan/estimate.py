@@ -1,0 +1,294 @@
+"""A plan: does a config fit the GPUs, and how long will it take.
+
+The memory of one GPU under DeepSpeed, with P parameters of which T are trained, w bytes each, N GPUs:
+
+| | ZeRO 0 | 1 | 2 | 3 |
+|---|---|---|---|---|
+| weights | wP | wP | wP | wP/N + gathered |
+| gradients | wT | wT | wT/N | wT/N |
+| AdamW in half precision: fp32 weights, gradients, two moments | 16T | 16T/N | 16T/N | 16T/N |
+| the same in fp32 | 8T | 12T/N | 12T/N | 12T/N |
+| reduction buckets | 0 | 2wb | 2wb | wb |
+
+b is DeepSpeed's bucket (``reduce_bucket_size``), allocated whole and twice where communication overlaps. Frozen weights
+have neither gradients nor optimizer state; quantised ones have less than a byte each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from aura.config import Config, Precision
+from aura.model import AuraModel
+from aura.model.aura import PartSize
+from aura.model.configuration import AuraConfig
+from aura.plan import activations
+from aura.plan.activations import Workload
+from aura.plan.flops import Flops, step_flops
+
+GIB = 2**30
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's reduction bucket on GPUs, as aura.train.engine sets it."""
+GATHERED = 1_000_000_000
+"""Parameters that ZeRO 3 keeps whole at a time (``max_live_parameters``)."""
+RESERVE = 1.5 * GIB
+"""CUDA's own memory and what the allocator cannot use between its blocks."""
+
+QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""Per weight; NF4 has one scale of 8 bits per 64 weights, and one of 32 bits per 256 of those."""
+
+
+class Gpu(NamedTuple):
+    """A GPU; peak in TFLOP/s by precision (dense tensor cores), and the share of it that training is assumed to reach.
+
+    The shares are assumptions, for a step of one image and short sequences, not measurements.
+    """
+
+    name: str
+    gib: int
+    peak: dict[str, float]
+    utilisation: float
+
+
+GPUS = {
+    "v100": Gpu("V100 32 GB", 32, {"fp16": 125, "fp32": 15.7}, 0.25),
+    "a100": Gpu("A100 80 GB", 80, {"fp16": 312, "bf16": 312, "fp32": 19.5}, 0.35),
+    "h100": Gpu("H100 80 GB", 80, {"fp16": 989, "bf16": 989, "fp32": 67}, 0.25),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buckets: float
+    activations: float
+    working: float
+    reserve: float = RESERVE
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about one config on ``num_gpus`` GPUs."""
+
+    config: Config
+    architecture: AuraConfig
+    sources: tuple[str, ...]
+    work: Workload
+    num_gpus: int
+    parts: dict[str, PartSize]
+    quantised: int
+    micro_flops: Flops
+    num_images: int
+
+    @property
+    def total(self) -> int:
+        return sum(part.total for part in self.parts.values())
+
+    @property
+    def trainable(self) -> int:
+        return sum(part.trainable for part in self.parts.values())
+
+    @property
+    def value_bytes(self) -> int:
+        return 4 if self.config.train.precision == "fp32" else 2
+
+    @property
+    def encodes(self) -> bool:
+        """Whether steps run the frozen encoders."""
+        return self.config.data.feature_cache is None
+
+    @property
+    def cache_bytes(self) -> int:
+        """On disk, for all images."""
+        return self.num_images * activations.features_bytes(self.architecture)
+
+    @property
+    def step_flops(self) -> int:
+        """Of one optimizer step on all GPUs."""
+        return self.micro_flops.total * self.config.train.accumulation * self.num_gpus
+
+    def weights_bytes(self) -> float:
+        packed = QUANTISED_BYTES.get(self.config.model.quantize, 0.0) * self.quantised
+        return self.value_bytes * (self.total - self.quantised) + packed
+
+    def memory(self, *, zero_stage: int | None = None, checkpointing: bool | None = None) -> Memory:
+        """Of one GPU; the config's ZeRO stage and checkpointing, unless others are asked for."""
+        train = self.config.train
+        stage = train.zero_stage if zero_stage is None else zero_stage
+        recompute = train.gradient_checkpointing if checkpointing is None else checkpointing
+        w, n, trained = self.value_bytes, self.num_gpus, self.trainable
+        weights, gathered = self.weights_bytes(), min(GATHERED, self.total) * w
+        per_trained = {(True, True): 8, (True, False): 12, (False, True): 16, (False, False): 16}[w == 4, stage == 0]
+        optimizer = per_trained * trained / (n if stage else 1)
+        kept = activations.saved(
+            self.architecture,
+            self.work,
+            value_bytes=w,
+            checkpointing=recompute,
+            mask_resolution=self.config.loss.mask_resolution,
+        )
+        return Memory(
+            weights=min(weights, weights / n + gathered) if stage == 3 else weights,
+            gradients=w * trained / (n if stage >= 2 else 1),
+            optimizer=0.0 if train.offload_optimizer and stage else optimizer,
+            buckets=BUCKET * w * {0: 0, 1: 2, 2: 2, 3: 1}[stage],
+            activations=sum(kept.values()),
+            working=activations.working(
+                self.architecture, self.work, value_bytes=w, checkpointing=recompute, encode=self.encodes
+            ),
+        )
+
+    def seconds_per_step(self, gpu: Gpu) -> float | None:
+        """Of one optimizer step; ``None`` where the GPU does not know the precision."""
+        peak = gpu.peak.get(self.config.train.precision)
+        if peak is None:
+            return None
+        return self.step_flops / self.num_gpus / (peak * 1e12 * gpu.utilisation)
+
+    def hours(self, gpu: Gpu) -> float | None:
+        """Of all optimizer steps, and of filling the feature cache; without validation and loading."""
+        step = self.seconds_per_step(gpu)
+        if step is None:
+            return None
+        seconds = step * self.config.train.steps
+        if not self.encodes:
+            once = step_flops(self.architecture, self.work, checkpointing=False, encode=True)
+            per_image = (once.sam_encoder + once.clip) / self.work.images
+            seconds += self.num_images * per_image * step / (self.step_flops / self.num_gpus) / self.num_gpus
+        return seconds / 3600
+
+    def as_dict(self, gpu: Gpu) -> dict[str, Any]:
+        """The plan as JSON can hold it: bytes, operations, hours."""
+        train = self.config.train
+
+        def row(stage: int, recompute: bool) -> dict[str, Any]:
+            memory = self.memory(zero_stage=stage, checkpointing=recompute)
+            return {
+                "zero_stage": stage,
+                "gradient_checkpointing": recompute,
+                "chosen": (stage, recompute) == (train.zero_stage, train.gradient_checkpointing),
+                **{name: int(value) for name, value in dataclasses.asdict(memory).items()},
+                "total": int(memory.total),
+                "fits": memory.total <= gpu.gib * GIB,
+            }
+
+        kept = activations.saved(
+            self.architecture,
+            self.work,
+            value_bytes=self.value_bytes,
+            checkpointing=train.gradient_checkpointing,
+            mask_resolution=self.config.loss.mask_resolution,
+        )
+        return {
+            "sources": list(self.sources),
+            "parameters": {
+                "total": self.total,
+                "trainable": self.trainable,
+                "quantised": self.quantised,
+                "parts": {name: part._asdict() for name, part in self.parts.items()},
+            },
+            "workload": {**dataclasses.asdict(self.work), "sequence_length": self.work.length(self.architecture)},
+            "precision": train.precision,
+            "gpu": {"name": gpu.name, "gib": gpu.gib, "count": self.num_gpus},
+            "memory": [row(stage, recompute) for stage in self.stages for recompute in (False, True)],
+            "activations": kept,
+            "fits": self.memory().total <= gpu.gib * GIB,
+            "cpu_bytes_per_gpu": int(16 * self.trainable / self.num_gpus) if train.offload_optimizer else 0,
+            "feature_cache": {"images": self.num_images, "bytes": self.cache_bytes, "used": not self.encodes},
+            "flops": {**dataclasses.asdict(self.micro_flops), "optimizer_step": self.step_flops},
+            "hours": {
+                key: {"hours": self.hours(each), "utilisation": each.utilisation, "peak_tflops": each.peak}
+                for key, each in GPUS.items()
+            },
+        }
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """ZeRO stages that are possible."""
+        return (0, 1, 2, 3) if self.config.model.quantize == "none" else (0, 1, 2)
+
+    def problems(self, gpu: Gpu) -> list[str]:
+        """What stands in the way, each with a remedy; none where the config fits."""
+        found = []
+        precision: Precision = self.config.train.precision
+        if precision not in gpu.peak:
+            found.append(f"{gpu.name} has no {precision} units; set train.precision to fp16")
+        need, have = self.memory().total / GIB, gpu.gib
+        if need > have:
+            found.append(f"{need:.1f} GiB are needed on each GPU and there are {have}; {self._remedy(gpu)}")
+        return found
+
+    def _remedy(self, gpu: Gpu) -> str:
+        train = self.config.train
+        changes: list[tuple[str, Plan]] = [
+            ("train.gradient_checkpointing true", self._with_train(gradient_checkpointing=True)),
+            *[(f"train.zero_stage {stage}", self._with_train(zero_stage=stage)) for stage in self.stages[1:]],
+            ("train.offload_optimizer true", self._with_train(offload_optimizer=True, zero_stage=2)),
+        ]
+        if self.config.model.quantize == "none" and train.zero_stage < 3:
+            model = dataclasses.replace(self.config.model, quantize="int4")
+            changes.append(("model.quantize int4", self._with(model=model)))
+        enough = [name for name, plan in changes if plan.memory().total <= gpu.gib * GIB]
+        return f"enough, each alone: {', '.join(enough)}" if enough else "use a smaller model, or larger or more GPUs"
+
+    def _with_train(self, **changes: Any) -> Plan:
+        return self._with(train=dataclasses.replace(self.config.train, **changes))
+
+    def _with(self, **sections: Any) -> Plan:
+        config = dataclasses.replace(self.config, **sections)
+        quantised = self.quantised or quantisable(self.architecture)
+        return dataclasses.replace(self, config=config, quantised=quantised if config.model.quantize != "none" else 0)
+
+
+def make_plan(
+    config: Config,
+    architecture: AuraConfig,
+    *,
+    work: Workload,
+    num_gpus: int = 1,
+    num_images: int = 0,
+    sources: tuple[str, ...] = (),
+) -> Plan:
+    """Count everything; the parameters are those of the real model, built without memory (``meta``)."""
+    with torch.device("meta"):
+        model = AuraModel(architecture)
+    return Plan(
+        config=config,
+        architecture=architecture,
+        sources=sources,
+        work=work,
+        num_gpus=num_gpus,
+        parts=model.num_parameters_by_part(),
+        quantised=quantisable(architecture) if config.model.quantize != "none" else 0,
+        micro_flops=step_flops(
+            architecture,
+            work,
+            checkpointing=config.train.gradient_checkpointing,
+            encode=config.data.feature_cache is None,
+        ),
+        num_images=num_images,
+    )
+
+
+def quantisable(architecture: AuraConfig) -> int:
+    """Weights in the linear layers that :mod:`aura.model.quantize` would pack."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    text = architecture.llava_config.text_config
+    with torch.device("meta"):
+        layer = LlamaDecoderLayer(text, 0)
+    linears = (module for module in layer.modules() if isinstance(module, nn.Linear))
+    return int(text.num_hidden_layers * sum(linear.weight.numel() for linear in linears))
