@@ -10,9 +10,8 @@ from aura.config import Config, DataSettings, ModelSettings, SplitSettings, load
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
-
 MLLMS, SAMS, MEMORY = ([None, *sorted(CONFIGS.glob(f"{folder}/*.yaml"))] for folder in ("mllm", "sam", "memory"))
-# configs/datagen/ holds settings of another program, with a schema of its own.
+# configs/datagen/ holds settings of another program, which its own tests parse.
 TRAINING = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "datagen")
 VARIANTS = [None, *sorted(CONFIGS.glob("ablation/*.yaml")), *sorted(CONFIGS.glob("baselines/*.yaml"))]
 
@@ -22,11 +21,7 @@ def over(base: str, *paths: Path | None) -> Config:
 
 
 @pytest.mark.parametrize("base", ["aura_7b.yaml", "mini.yaml"])
-@pytest.mark.parametrize(
-    "path",
-    [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name != "datagen"],
-    ids=lambda p: str(p.relative_to(CONFIGS)),
-)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_parses(path, base):
     assert isinstance(parse_config([f"--config={CONFIGS / base}", f"--config={path}"]), Config)
 

@@ -41,7 +41,7 @@ def sweep(runs: Sequence[Run], say: Say = print) -> list[str]:
         One line per failure.
 
     Raises:
-        Stopped: On SIGINT or SIGTERM, after the running command has ended; training saves a checkpoint first.
+        Stopped: On SIGINT or SIGTERM, after the running command, which gets the signal too, has ended.
         ValueError: A run folder holds a training with other settings. Found before anything is started.
     """
     for run in runs:
