@@ -280,6 +280,8 @@ def _state(facts: Facts, index: int) -> str:
     if facts.unexplained(index):
         names.append("something unlabelled")
     rate = facts.rates[index]
+    if rate < 0.005:
+        return f"the {facts.names[index]} is fully visible"
     by = f", by {_joined(names)}" if names else ""
     return f"the {facts.names[index]} is {100 * rate:.0f} % hidden{by}"
 

@@ -169,14 +169,16 @@ class _Reader:
         for number, mention in enumerate(self.mentions):
             found = _INNER.search(_plain(mention.inner))
             if found:
-                yield from self._degree(str(number), *_bounds(found.group(1), found.group(2), False), found.group())
+                yield from self._degree(
+                    str(number), *_bounds(found.group(1), found.group(2), False), f"{{}} is {found.group()}"
+                )
 
     def _states(self, sentence: str) -> Iterator[Contradiction]:
         for m in _STATE.finditer(sentence):
             who, negated, adverb, word, compared, by = m.groups()
             if not compared and not (negated and by):
                 said = " ".join(filter(None, ("not" if negated else "", adverb, word)))
-                yield from self._degree(who, *_bounds(adverb, word, bool(negated)), said)
+                yield from self._degree(who, *_bounds(adverb, word, bool(negated)), f"{{}} is {said}")
             if by and re.fullmatch(_HIDDEN, word):
                 yield from self._hides(by, who, bool(negated))
 
@@ -187,7 +189,7 @@ class _Reader:
             if re.fullmatch(_VISIBLE, word):
                 low, high = 1 - high, 1 - low
             if not negated:
-                yield from self._degree(who, low, high, f"{share} of it {word}")
+                yield from self._degree(who, low, high, f"{share} of {{}} is {word}")
                 if by:
                     yield from self._hides(by, who, False)
 
@@ -199,9 +201,9 @@ class _Reader:
                 continue
             # Others may hide the rest, so that only the lower bound follows from what one of them hides.
             if adverb:
-                yield from self._degree(whom, _bounds(adverb, "hidden", False)[0], 1.0, f"{adverb} hidden")
+                yield from self._degree(whom, _bounds(adverb, "hidden", False)[0], 1.0, f"{{}} is {adverb} hidden")
             if share:
-                yield from self._degree(whom, _share_bounds(share)[0], 1.0, f"{share} of it hidden")
+                yield from self._degree(whom, _share_bounds(share)[0], 1.0, f"{share} of {{}} is hidden")
 
     def _places(self, sentence: str) -> Iterator[Contradiction]:
         for m in _BEHIND.finditer(sentence):
@@ -216,15 +218,15 @@ class _Reader:
             yield from self._before(front, back)
 
     def _in_the_way(self, sentence: str) -> Iterator[Contradiction]:
+        """In whose way, and what "it" is, is clear only when one thing was spoken of before."""
         for m in _IN_THE_WAY.finditer(sentence):
-            earlier = re.findall(_G, sentence[: m.start()])
-            if earlier and not m.group(2):
-                yield from self._before(m.group(1), earlier[-1])
+            earlier = set(re.findall(_G, sentence[: m.start()]))
+            if len(earlier) == 1 and not m.group(2):
+                yield from self._before(m.group(1), earlier.pop())
         for m in _NOTHING.finditer(sentence):
-            earlier = re.findall(_G, sentence[: m.start()])
-            target = m.group(1) or (earlier[-1] if earlier else None)
-            if target:
-                yield from self._degree(target, 0.0, TOLERANCE, "hidden by nothing")
+            earlier = {m.group(1)} if m.group(1) else set(re.findall(_G, sentence[: m.start()]))
+            if len(earlier) == 1:
+                yield from self._degree(earlier.pop(), 0.0, TOLERANCE, "nothing hides {}")
 
     def _compared(self, sentence: str) -> Iterator[Contradiction]:
         for m in _COMPARED.finditer(sentence):
@@ -240,10 +242,10 @@ class _Reader:
 
     # --- what is true -------------------------------------------------------------------------------------------------
 
-    def _degree(self, group: str, low: float, high: float, words: str) -> Iterator[Contradiction]:
+    def _degree(self, group: str, low: float, high: float, said: str) -> Iterator[Contradiction]:
         for mention in self._members(group):
             if mention.objects and not any(low <= self.facts.rates[i] <= high for i in mention.objects):
-                yield Contradiction(f"{self._name(mention)} is {words}", mention.objects)
+                yield Contradiction(said.format(self._name(mention)), mention.objects)
 
     def _hides(self, fronts: str, backs: str, negated: bool) -> Iterator[Contradiction]:
         for front, back in self._unmatched(fronts, backs, negated):

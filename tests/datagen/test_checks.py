@@ -85,7 +85,7 @@ def test_a_good_pair_has_no_problem():
         (PairDraft("Which MUGS do you see?", "Here is the cup [SEG].", (CUP,)), "names_target"),
         (PairDraft("Drink?", "You could drink from the cup [SEG].", (CUP,)), "length"),
         (PairDraft("What could I drink from?", "Cup [SEG]", (CUP,)), "length"),
-        (PairDraft("What could I drink from?", "You could " + "very " * 130 + "well use a cup [SEG].", (CUP,)), "length"),
+        (PairDraft("What could I drink from?", "You could " + "very " * 130 + "well use cup [SEG].", (CUP,)), "length"),
         (PairDraft("Woraus könnte ich hier trinken?", "You could drink from the cup [SEG].", (CUP,)), "language"),
         (PairDraft("What could I drink from?", "Tu pourrais prendre la cup [SEG] dans ce coin.", (CUP,)), "language"),
         (PairDraft("我可以用什么喝水?", "You could drink from the cup [SEG].", (CUP,)), "language"),
@@ -146,6 +146,14 @@ TRUE = [
     ("The book [SEG] and the dog [SEG] hide the cup [SEG] and the cat [SEG].", (BOOK, DOG, CUP, CAT)),
     ("The cat [SEG] isn't fully visible.", (CAT,)),
     ("You would see the cup [SEG] better without the book.", (CUP,)),
+    ("The cat [SEG] can purr. It is partially occluded by the dog [SEG], which stands in front of it.", (CAT, DOG)),
+    ("You can read the book [SEG], as it lies in front of the cup and nothing blocks it.", (BOOK,)),
+    ("The partially visible cup [SEG] peeks out from behind the book [SEG].", (CUP, BOOK)),
+    ("Of these, the cup [SEG] is the most hidden, since the book [SEG] covers more than half of it.", (CUP, BOOK)),
+    (
+        "The dog [SEG] is not hidden, unlike the cup [SEG], which is largely covered by the book [SEG].",
+        (DOG, CUP, BOOK),
+    ),
 ]
 
 FALSE = [
@@ -159,7 +167,7 @@ FALSE = [
     ("The half-hidden cat [SEG] would do.", (CAT,), "half hidden"),
     ("The cup [SEG], which is slightly covered by the book [SEG], would do.", (CUP, BOOK), "slightly covered"),
     ("You could read the book [SEG], but the cup [SEG] is in the way.", (BOOK, CUP), "the cup is in front of the book"),
-    ("You could drink from the cup [SEG], and nothing is in the way.", (CUP,), "hidden by nothing"),
+    ("You could drink from the cup [SEG], and nothing is in the way.", (CUP,), "nothing hides the cup"),
     ("The dog [SEG] covers a part of the lamp [SEG].", (DOG, LAMP), "the dog hides the lamp"),
     ("The dog [SEG] hides most of the cat [SEG].", (DOG, CAT), "most"),
     ("The cat [SEG] is hidden more than the cup [SEG].", (CAT, CUP), "hidden more"),
@@ -173,6 +181,10 @@ FALSE = [
     ("The cup [SEG] is partly hidden by the book [SEG] and the dog [SEG].", (CUP, BOOK, DOG), "the dog hides the cup"),
     ("The cat [SEG] hides the cup, and the dog [SEG] is fully visible.", (CAT, DOG), "the cat hides the cup"),
     ("The lamp [SEG] is hidden by the dog.", (LAMP,), "the dog hides the lamp"),
+    ("Take the cup [SEG] in full view on the table.", (CUP,), "in full view"),
+    ("The dog [SEG] is tucked behind the cat [SEG].", (DOG, CAT), "the cat is in front of the dog"),
+    ("The lamp [SEG] is completely unobstructed.", (LAMP,), "unobstructed"),
+    ("Only a small part of the cup [SEG] is hidden.", (CUP,), "only a small part of the cup is hidden"),
 ]
 
 
