@@ -156,6 +156,10 @@ class AnnotationFile:
         """Images."""
         return len(self._images)
 
+    def file_names(self) -> list[str]:
+        """The images' file names, as far as they have one."""
+        return [name for image in self._images.values() if isinstance(name := image.get("file_name"), str)]
+
     @property
     def has_depth_order(self) -> bool:
         """Whether ``occluded_by`` follows the annotators' depth order."""

@@ -8,7 +8,7 @@ import pytest
 
 from aura.data.mini import Scene, SceneObject
 from aura.data.occlusion import hidden_pixels, occluders
-from aura.data.sources import annotated_image_from_scene, load_cocoa_cls
+from aura.data.sources import AnnotationFile, annotated_image_from_scene, load_cocoa_cls
 from aura.masks import decode_rle, encode_rle
 from aura.types import AmodalObject
 
@@ -211,6 +211,88 @@ def test_scenes_become_annotated_images():
     assert [(o.id, o.category, o.occluded_by) for o in image.objects] == [(30, "table", (31,)), (31, "cup", ())]
     assert image.objects[0].amodal == encode_rle(TABLE) and image.objects[0].visible == encode_rle(TABLE_SEEN)
     assert image.objects[0].occlusion_rate == pytest.approx(0.16)
+
+
+def things(*masks):
+    return [AmodalObject(i, "x", encode_rle(v), encode_rle(a), 0.0) for i, (v, a) in enumerate(masks, start=1)]
+
+
+def test_a_depth_order_decides_where_it_is_given():
+    """A card on a book on a newspaper: the card hides where book and newspaper overlap."""
+    card, book, paper = box(4, 4, 12, 12), box(4, 4, 13, 12), box(0, 0, 14, 14)
+    objects = things((card, card), (book & ~card, book), (paper & ~book, paper))
+    assert occluders(objects) == [(), (1,), (1, 2)]
+    assert occluders(objects, [(1, 2), (1, 3), (2, 3)]) == [(), (1,), (2, 1)]  # the book covers more than shows of it
+    assert occluders(objects, [(2, 1), (9, 1)]) == [(), (), (1, 2)]
+
+
+def test_the_order_alone_makes_no_occluder():
+    objects = things((box(0, 0, 10, 10), box(0, 0, 10, 10)), (box(10, 0, 20, 10), box(10, 0, 20, 10)))
+    assert occluders(objects, [(1, 2)]) == [(), ()]
+
+
+def cocoa_file(tmp_path, regions, constraint):
+    image = {"id": 1, "file_name": "a.jpg", "height": H, "width": W}
+    records = [{"id": 5, "image_id": 1, "regions": regions, "depth_constraint": constraint, "author": "a", "size": 2}]
+    records.append({**records[0], "id": 6, "author": "b"})
+    (tmp_path / "c.json").write_text(json.dumps({"images": [image], "annotations": records}))
+    return AnnotationFile(tmp_path / "c.json")
+
+
+def test_cocoa_regions_order_and_annotators(tmp_path):
+    flat = [0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]
+    regions = [
+        {"segmentation": flat, "name": " a  cup ", "order": 2},
+        {"segmentation": flat, "name": None, "order": 1, "visible_mask": encode_rle(box(0, 0, 10, 2))},
+        {"segmentation": flat[:4], "name": "cup", "order": 3},
+        "nonsense",
+    ]
+    source = cocoa_file(tmp_path, regions, "2-1, 1-2,2-9,x")
+    (image,) = source
+    assert [(o.id, o.category) for o in image.objects] == [(1, "a cup"), (2, "object")]
+    assert image.objects[1].occluded_by == (1,)  # the order contradicts itself, the masks decide
+    assert not source.has_depth_order
+    assert [p.record for p in source.problems] == ["annotation 5, region 4", "annotation 5, region 3"]
+    assert "three x, y pairs" in source.problems[1].message
+    notes = [str(note) for note in source.notes]
+    assert notes[0].startswith("annotation 5: 'depth_constraint' says '2-9'") and "'x'" in notes[1]
+    assert "each in front of the other" in notes[2]
+    assert notes[3] == "annotation 6: image 1 has another annotator's regions already; these are not used"
+    assert len(notes) == 4
+    behind = {**regions[1], "order": 2}
+    front = {**regions[0], "order": 1}
+    for first, second, expected in ((behind, front, [(2,), ()]), (front, behind, [(), (1,)])):
+        source = cocoa_file(tmp_path, [first, second], "1-2")  # positions in the order, not in the list
+        (image,) = source
+        assert source.has_depth_order and [o.occluded_by for o in image.objects] == expected
+
+
+def test_a_rate_without_a_hidden_mask_is_a_flaw(load, content):
+    content["annotations"][0]["occlude_rate"] = 0.4
+    with pytest.raises(ValueError, match=r"annotation 1: 'occlude_rate' is 0\.4 but there is no visible or invisible"):
+        load()
+
+
+def test_crowds_and_empty_masks_are_told_of(tmp_path, content):
+    content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1].update(visible_mask=encode_rle(box(0, 0, 0, 0)), invisible_mask=encode_rle(TABLE))
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    source = AnnotationFile(path)
+    assert [image.objects for image in source] == [(), ()]
+    assert [str(note) for note in source.notes] == [
+        "annotation 1: left out: a crowd has no amodal mask",
+        "annotation 2: left out: its visible mask is empty, there is nothing to point at",
+    ]
+    assert source.problems == []
+
+
+@pytest.mark.parametrize("root", [{}, {"annotations": [{"segmentation": [], "bbox": []}]}, {"annotations": 3}])
+def test_files_without_amodal_masks_are_refused(tmp_path, root):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="no amodal annotations of a known layout"):
+        AnnotationFile(path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real files are not here")
