@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+
+from aura.files import write_json
 
 _NORM = "model.norm.weight"
 _ONLY_IN_DELTA = ("model.mm_projector.weight", "model.mm_projector.bias")
@@ -84,3 +87,36 @@ class MergedDelta(Mapping[str, Tensor]):
     def _fits(self, name: str) -> bool:
         mine, base = self._delta[name].shape, self._base[name].shape
         return mine == base or (name in _GROWN and mine[0] >= base[0] and mine[1:] == base[1:])
+
+
+def save_shards(state: Mapping[str, Tensor], folder: Path, *, shard_bytes: int = 5_000_000_000) -> int:
+    """Write tensors as ``model-0000i-of-0000n.safetensors`` with their index; one shard at a time is in memory.
+
+    Returns:
+        The number of shards.
+    """
+    shard: dict[str, Tensor] = {}
+    shards: list[list[str]] = []
+    size = total = 0
+
+    def flush() -> None:
+        save_file(shard, folder / f"{len(shards)}.unfinished", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for name in state:
+        tensor = state[name].contiguous()
+        if shard and size + tensor.nbytes > shard_bytes:
+            flush()
+            size = 0
+        shard[name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    flush()
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"{number}.unfinished").rename(folder / file)
+        where |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    write_json(folder / "model.safetensors.index.json", index, indent=2)
+    return len(shards)

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from aura.data.tokenization import complete_v1_tokenizer, load_tokenizer
+from aura.data.tokenization import IM_PATCH, complete_v1_tokenizer, load_tokenizer
 from aura.model.weights.clip import load_vision_tower
 from aura.model.weights.delta import is_delta, refuse_delta
 from aura.model.weights.files import PartReport, check_weight_files, load_pretrained, read_config, read_folder_tensors
@@ -99,7 +99,7 @@ def load_llava(
         llava, report = load_pretrained(LlavaForConditionalGeneration, "mllm", source, _SETTING, dtype, allow_random)
         return LoadedLlava(llava, load_tokenizer(source), source, (report,))
     if config.get("model_type") == "llava" or "LlavaLlamaForCausalLM" in kinds:
-        return _original(source, config, vision_tower, dtype, allow_random)
+        return load_original(source, vision_tower=vision_tower, dtype=dtype, allow_random=allow_random)
     if config.get("model_type") == "llama":
         return _new_pair(source, vision_tower, dtype, allow_random)
     raise ValueError(
@@ -108,19 +108,38 @@ def load_llava(
     )
 
 
-def _original(
-    folder: Path, config: dict[str, Any], vision_tower: str | Path | None, dtype: torch.dtype, allow_random: bool
+def load_original(
+    folder: Path,
+    *,
+    vision_tower: str | Path | None,
+    dtype: torch.dtype,
+    allow_random: bool = False,
+    state: Mapping[str, Tensor] | None = None,
 ) -> LoadedLlava:
+    """An original LLaVA v1 folder (external formats, section 1).
+
+    Args:
+        folder: Config, tokenizer and weights.
+        vision_tower: CLIP's folder.
+        dtype: Of all weights.
+        allow_random: The folder may lack weights.
+        state: Weights to take in place of the folder's, as those of a delta and its base.
+
+    Raises:
+        ValueError: As :func:`load_llava`.
+    """
+    config = read_config(folder, _SETTING)
     stated = str(config.get("mm_vision_tower") or config.get("vision_tower") or "openai/clip-vit-large-patch14")
     if vision_tower is None:
         raise ValueError(
             f"model.vision_tower is not set; an original LLaVA ({folder}) does not hold its CLIP: give the folder of "
             f"{stated}"
         )
-    has_weights = check_weight_files(folder, _SETTING, required=not allow_random)
-    state = read_folder_tensors(folder, _SETTING) if has_weights else {}
-    if has_weights and is_delta(state, folder):
-        raise refuse_delta(folder, _SETTING)
+    if state is None:
+        has_weights = check_weight_files(folder, _SETTING, required=not allow_random)
+        state = read_folder_tensors(folder, _SETTING) if has_weights else {}
+        if has_weights and is_delta(state, folder):
+            raise refuse_delta(folder, _SETTING)
     tower, tower_report = load_vision_tower(vision_tower, dtype=dtype)
     size = _TOWER_SIZES.get(Path(stated).name, tower.config.image_size)
     if tower.config.image_size != size:
@@ -138,6 +157,7 @@ def _original(
         complete_v1_tokenizer(tokenizer, settings.text_config.vocab_size, settings.mm_use_im_start_end)
     except ValueError as error:
         raise ValueError(f"{_SETTING}: {folder}: {error}") from error
+    settings.image_token_index = tokenizer.get_vocab().get(IM_PATCH, settings.image_token_index)
     loaded = sum(not _ignored(name) for name in state) - len(unexpected)
     report = PartReport("mllm", str(folder), loaded, missing, unexpected)
     return LoadedLlava(llava, tokenizer, Path(vision_tower), (report, tower_report))
@@ -250,8 +270,7 @@ def v1_config(
         vision_feature_layer=config.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if config.get("mm_vision_select_feature") == "cls_patch" else "default",
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        # Any id does: the processor resolves the placeholder by name. 32000 is <im_patch> of a v1-1 vocabulary.
-        image_token_index=min(32000, fields["vocab_size"] - 1),
+        image_token_index=fields["vocab_size"] - 1,  # the tokenizer knows the right one
         tie_word_embeddings=fields.get("tie_word_embeddings", False),
     )
     described.mm_use_im_start_end = bool(config.get("mm_use_im_start_end", False))

