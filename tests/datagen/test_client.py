@@ -461,9 +461,9 @@ def test_an_expired_batch_gives_what_it_has(server, picture, tmp_path):
     server.shape_output = lambda lines: lines[:2]
     server.script.append(error(500, "worker died"))
     results = run_all(batches(server, tmp_path), [GenerationRequest(image(n), picture, 1) for n in range(4)])
-    assert [getattr(r, "reason", "done") for r in results] == ["http", "done", "done", "http"]
-    assert results[0].detail == "HTTP 500: worker died" and results[0].retryable
-    assert "without an answer" in results[3].detail and results[3].retryable
+    failed = sorted((r for r in results if isinstance(r, GenerationFailure)), key=lambda r: r.detail)
+    assert len(failed) == 2 and all(r.reason == "http" and r.retryable for r in failed)
+    assert failed[0].detail == "HTTP 500: worker died" and "without an answer" in failed[1].detail
 
 
 def test_answers_of_a_batch_fail_for_the_same_reasons(server, picture, tmp_path):
@@ -472,7 +472,7 @@ def test_answers_of_a_batch_fail_for_the_same_reasons(server, picture, tmp_path)
     )
     generator = batches(server, tmp_path)
     results = run_all(generator, [GenerationRequest(image(n), picture, 1) for n in range(3)])
-    assert [r.reason for r in results] == ["malformed", "truncated", "refusal"]
+    assert sorted(r.reason for r in results) == ["malformed", "refusal", "truncated"]
     assert generator.spent == pytest.approx(3 * ONE / 2)
 
 
