@@ -1,0 +1,5 @@
+"""The review web app: annotators log in, judge pairs over the picture with its masks, and decide disputes.
+
+``access`` knows who is asking, ``guard`` what a request may look like, ``desk`` what may be done with a pair, ``views``
+what a page shows, ``layers`` draws masks, ``routes`` ties addresses to them, ``app`` puts all together and serves it.
+"""
