@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +17,9 @@ from aura.reproduction.paper import Scores
 from aura.reproduction.runs import Run, in_shell
 
 Say = Callable[[str], None]
+
+SAVING = 300.0
+"""Seconds that a training told to stop has for its last step and its checkpoint."""
 
 
 class Stopped(Exception):
@@ -41,7 +44,8 @@ def sweep(runs: Sequence[Run], say: Say = print) -> list[str]:
         One line per failure.
 
     Raises:
-        Stopped: On SIGINT or SIGTERM, after the running command, which gets the signal too, has ended.
+        Stopped: On SIGINT or SIGTERM. The running command and all it started get the signal (training then saves a
+            checkpoint), and have ended. Repeated signals are passed on as well.
         ValueError: A run folder holds a training with other settings. Found before anything is started.
     """
     for run in runs:
@@ -121,22 +125,31 @@ def _execute(command: Sequence[str], log: Path) -> float:
         file.write(f"\n$ {in_shell(command)}\n")
         file.flush()
         try:
-            # close_fds=False: the run folder's lock goes to the command.
+            # The run folder's lock goes to the command (close_fds). A group of its own (start_new_session) lets signals
+            # reach the training itself, which deepspeed's launcher leaves behind when it is told to stop.
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, close_fds=False
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                close_fds=False,
+                start_new_session=True,
             )
         except OSError as error:
             raise _Failed(f"{command[0]}: {error.strerror}") from None
 
         def forward(number: int, frame: FrameType | None) -> None:
             received.append(number)
-            # The terminal's Ctrl-C has reached the command by itself.
-            if number != signal.SIGINT:
-                process.send_signal(number)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
 
         before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = process.wait()
+            # The launcher may be gone while the training still saves its checkpoint.
+            deadline = time.monotonic() + SAVING
+            while received and _is_alive(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -145,6 +158,15 @@ def _execute(command: Sequence[str], log: Path) -> float:
     if code != 0:
         raise _Failed(f"exit code {code}: {_last_words(log)} (see {log})")
     return time.monotonic() - started
+
+
+def _is_alive(group: int) -> bool:
+    """Whether the process group has a process."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _last_words(log: Path) -> str:

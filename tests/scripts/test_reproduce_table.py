@@ -172,11 +172,20 @@ def test_a_failed_run_is_told_and_the_others_are_done(runs, capsys):
     assert calls(runs)[-2:] == ["train only_spatial 0", "eval only_spatial"]
 
 
-def start(runs: Path) -> tuple[subprocess.Popen, int]:
+# As deepspeed's: it starts the training, and does not wait for it to end when a signal comes.
+LAUNCHER = """
+import signal, subprocess, sys
+process = subprocess.Popen([sys.executable, *sys.argv[1:]])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+sys.exit(process.wait())
+"""
+
+
+def start(runs: Path, *more: str) -> tuple[subprocess.Popen, int]:
     """A sweep whose first training hangs; the sweep, and the training's process id."""
     slow = runs / "slow"
     slow.write_text("")
-    command = [sys.executable, str(SCRIPT), *arguments(runs, "--table", "3", "--seeds", "0")]
+    command = [sys.executable, str(SCRIPT), *arguments(runs, "--table", "3", "--seeds", "0", *more)]
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 60
     while not slow.read_text():
@@ -206,11 +215,16 @@ def test_a_killed_sweep_continues_and_does_not_train_beside_its_orphan(runs, cap
     ]
 
 
-def test_sigterm_stops_the_training_and_shows_what_there_is(runs):
-    sweep, training = start(runs)
+def test_sigterm_stops_the_training_behind_its_launcher_and_shows_what_there_is(runs):
+    (runs / "launcher.py").write_text(LAUNCHER)
+    saving = "signal.signal(15, lambda *_: (time.sleep(0.5), (here / 'saved').touch(), sys.exit(143)))"
+    lines = TRAIN.replace("import json", "import json, signal").splitlines()
+    (runs / "train.py").write_text("\n".join([*lines[:5], saving, *lines[5:]]))
+    sweep, training = start(runs, "--launcher", f"{sys.executable} {runs / 'launcher.py'} {runs / 'train.py'}")
     sweep.terminate()
     printed = sweep.communicate(timeout=30)[0]
     assert sweep.returncode == 128 + signal.SIGTERM
+    assert (runs / "saved").is_file(), "the sweep waits until the training has saved its checkpoint"
     assert "stopped by signal 15; the same command continues" in printed and "not finished: no_lora, seed 0" in printed
     with pytest.raises(ProcessLookupError):
         os.kill(training, 0)
