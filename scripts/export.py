@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 from aura.config import Config, load_config
-from aura.train import environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +36,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not re.fullmatch(r"[1-9]\d*([KMGT]I?)?B", options.shard_size, re.IGNORECASE):
         parser.error(f"--shard-size must be a size such as 5GB or 500MB, got {options.shard_size!r}")
-    environment.prepare()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         run(options)
