@@ -79,7 +79,7 @@ def init(settings: ProjectSettings, options: Namespace) -> int:
         if number:
             _say(f"left out: {number} images {reason}")
     for warning in summary.warnings:
-        CONSOLE.print(Text(f"note: {warning}", style="yellow"))
+        CONSOLE.print(Text(f"note: {warning}", style="yellow"), soft_wrap=True)
     return 0
 
 
@@ -112,7 +112,7 @@ def generate(settings: ProjectSettings, options: Namespace) -> int:
             f"{summary.retried} tries failed, cost {summary.cost:.4f}"
         )
         if summary.stopped:
-            CONSOLE.print(Text(f"stopped: {summary.stopped}", style="yellow"))
+            CONSOLE.print(Text(f"stopped: {summary.stopped}", style="yellow"), soft_wrap=True)
         for image_id, reason, detail in store.failures(5):
             CONSOLE.print(Text(f"image {image_id} failed: {reason}: {detail}", style="red"), soft_wrap=True)
         if status.images["failed"]:

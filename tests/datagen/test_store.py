@@ -295,12 +295,12 @@ def payments(paid: Path) -> Counter[str]:
 def test_kill_9_loses_no_stored_answer_and_pays_for_none_twice(make_store, tmp_path, moment, number):
     store, paid = make_store(12), tmp_path / "paid"
     killed = work(store, paid, moment, str(number))
-    assert killed.wait(30) == -signal.SIGKILL
+    assert killed.wait(240) == -signal.SIGKILL
     done = {s.image.image_id: store.pairs(s.image.image_id) for s in store.images() if s.state == "generated"}
     keys = {row["key"] for row in store.database.rows("SELECT key FROM calls WHERE outcome = 'answered'")}
     assert len(done) == len(keys) < 12 and (done or moment != "stored")
     second = work(store, paid)
-    assert second.wait(30) == 0, second.stderr.read()
+    assert second.wait(240) == 0, second.stderr.read()
     assert states(store) == ["generated"] * 12
     assert all(store.pairs(image_id) == pairs for image_id, pairs in done.items())
     assert all(payments(paid)[key] == 1 for key in keys)
@@ -317,11 +317,11 @@ def test_two_processes_share_the_work(make_store, tmp_path):
     store, paid, hold = make_store(60), tmp_path / "paid", tmp_path / "paid.hold"
     hold.touch()
     both = [work(store, paid), work(store, paid)]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while len(list(tmp_path.glob("paid.ready.*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     hold.unlink()
-    assert [process.wait(30) for process in both] == [0, 0]
+    assert [process.wait(240) for process in both] == [0, 0]
     assert states(store) == ["generated"] * 60
     assert set(payments(paid).values()) == {1} and len(payments(paid)) == 60
     assert set(store.status().calls) == {"answered"} and store.cost() == 60 * 0.25
@@ -333,17 +333,17 @@ def test_a_process_that_is_killed_at_any_time(make_store, tmp_path):
     store, paid = make_store(40), tmp_path / "paid"
     for wait in (0.0, 0.015, 0.04):
         process = work(store, paid)
-        deadline, seen = time.monotonic() + 20, len(outcomes(store))
+        deadline, seen = time.monotonic() + 240, len(outcomes(store))
         while len(outcomes(store)) == seen and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(wait)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(240)
         answered = Counter(
             row["key"] for row in store.database.rows("SELECT key FROM calls WHERE outcome = 'answered'")
         )
         assert all(payments(paid)[key] == 1 or key in lost_keys(store) for key in answered)
-    assert work(store, paid).wait(30) == 0
+    assert work(store, paid).wait(240) == 0
     assert states(store) == ["generated"] * 40
     assert sum(payments(paid).values()) - 40 <= store.status().in_doubt
     assert all(len(store.pairs(i)) == 2 for i in range(1, 41))
