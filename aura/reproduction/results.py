@@ -189,7 +189,9 @@ def remarks(results: Sequence[Result]) -> list[str]:
     lines = [
         f"{setting.data.name}: {found['num_images']} images, {found['num_answers']} answers, {found['num_objects']} "
         f"objects; protocol {found['protocol']}",
-        f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}: ± is the standard deviation over seeds",
+        f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}: ± is the standard deviation over seeds"
+        if len(seeds) > 1
+        else f"{len(runs)} runs, seed {seeds[0]}: one seed shows no spread",
         f"{_one_or_range([fact['steps'] for fact in facts])} optimizer steps of "
         f"{_one_or_range([fact['effective_batch'] for fact in facts])} images; "
         f"{_one_or_range(minutes, '.1f')} minutes of training per run",
