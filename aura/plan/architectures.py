@@ -44,8 +44,18 @@ MLLMS: dict[str, dict[str, Any]] = {
     "llama2_13b": {**LLAMA_13B, "vocab_size": 32004, "max_position_embeddings": 4096},
     "llava15_7b": {**LLAMA_7B, "vocab_size": 32064, "max_position_embeddings": 4096},
     "llava15_13b": {**LLAMA_13B, "vocab_size": 32064, "max_position_embeddings": 4096},
+    "smollm2": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49154,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
 }
-"""Known language models; those of LLaVA 1.5 see 336 px through a projector of two layers, the others 224 px."""
+"""Known language models; those of LLaVA 1.5 see 336 px. SmolLM2-135M comes without a tower, with a new projector."""
 
 SAMS = {variant.name.lower().replace("-", "_"): width for width, variant in sorted(VARIANTS.items())}
 """``vit_b``, ``vit_l`` and ``vit_h``, with the width of their encoders."""
@@ -102,7 +112,8 @@ def _llava(settings: ModelSettings, known: str | None) -> tuple[LlavaConfig, str
         text_config=LlamaConfig(**MLLMS[name]),
         vision_config=CLIPVisionConfig(**CLIP_L, image_size=336) if newer else _clip(settings.vision_tower),
         # The single linear layer of v1 is followed by an identity (external formats, section 2.5).
-        projector_hidden_act="gelu" if newer else "linear",
+        projector_hidden_act="gelu" if newer or name == "smollm2" else "linear",
+        tie_word_embeddings=MLLMS[name].get("tie_word_embeddings", False),
         image_token_index=32000,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -112,6 +123,8 @@ def _llava(settings: ModelSettings, known: str | None) -> tuple[LlavaConfig, str
 
 def _recognise_llava(folder: str | None) -> str:
     name = Path(folder or "").name.lower().replace("_", "-")
+    if "smollm2" in name:
+        return "smollm2"
     size = re.search(r"(?<!\d)(7|13)b", name)
     if size is None:
         return ""
@@ -122,7 +135,8 @@ def _recognise_llava(folder: str | None) -> str:
 
 def _clip(tower: str | None) -> CLIPVisionConfig:
     if tower is not None and (Path(tower) / "config.json").is_file():
-        return CLIPVisionConfig.from_pretrained(tower)
+        stored = read_config(tower, "model.vision_tower")
+        return CLIPVisionConfig(**stored.get("vision_config", stored))  # a LLaVA's folder holds a tower too
     return CLIPVisionConfig(**CLIP_L, image_size=336 if "336" in (tower or "") else 224)
 
 
