@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +49,11 @@ from aura.train.pretrain_tower import TowerPretrainer, squashed_pixels, squashed
 
 ROOT = Path(__file__).resolve().parent.parent
 VAL_SEED_SHIFT = 7_000_000
-RECIPES = {"encoder": (32, 2.5e-3), "sam": (16, 1.5e-3), "tower": (32, 1.5e-3), "llava": (6, 3e-3)}
+RECIPES = {"encoder": (32, 2.5e-3), "sam": (16, 1.5e-3), "tower": (32, 1e-3), "llava": (6, 3e-3)}
 """Images per step and peak learning rate."""
 SAM_ADAM_ONLY = ("names", "head", "pos_embed")
-TRAINED_BEFORE = 0.4
-"""Factor on the rate of what an earlier stage has trained."""
+TRAINED_BEFORE = {"vision_encoder": 0.4, "vision_tower": 0.15, "neck": 0.15}
+"""Factors on the rates of what an earlier stage has trained."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,7 +127,7 @@ def pretrain_sam(arguments: argparse.Namespace) -> None:
     """Train and export the SAM-like backbone."""
     categories, scenes = category_names(arguments.assets), scene_pools(arguments)
     model, batch_size = trained_encoder(arguments, len(categories)), RECIPES["sam"][0]
-    run = start_run(arguments, "sam", model, SAM_ADAM_ONLY, slower=("vision_encoder",))
+    run = start_run(arguments, "sam", model, SAM_ADAM_ONLY, slower=TRAINED_BEFORE)
     held_out = sam_batches(scenes["val"], categories, batch_size=20, rng=np.random.default_rng(1))
     held_out_batches = [next(held_out) for _ in range(10)]
     rng = np.random.default_rng((arguments.seed, run.step))
@@ -145,12 +145,12 @@ def pretrain_sam(arguments: argparse.Namespace) -> None:
 def pretrain_tower(arguments: argparse.Namespace) -> TowerPretrainer:
     """Train the CLIP-like tower alone, for its share of the minutes."""
     categories, scenes = category_names(arguments.assets), scene_pools(arguments)
-    model, batch_size = TowerPretrainer(tower_config(), len(categories)), RECIPES["tower"][0]
-    model.start_from(trained_encoder(arguments, len(categories)).sam.vision_encoder)
-    run = start_run(arguments, "tower", model, ("head", "embedding"), minutes=arguments.tower_minutes)
     preparation = {"preprocess": squashed_pixels, "shares": squashed_shares}
     held_out = cell_batches(scenes["val"], categories, batch_size=50, rng=np.random.default_rng(1), **preparation)
     held_out_batches = [next(held_out) for _ in range(4)]
+    model = TowerPretrainer(tower_config(), trained_encoder(arguments, len(categories)), held_out_batches[0].pixels)
+    batch_size = RECIPES["tower"][0]
+    run = start_run(arguments, "tower", model, ("head", "embedding"), minutes=arguments.tower_minutes)
     rng = np.random.default_rng((arguments.seed, run.step, 1))
     train(
         run,
@@ -181,13 +181,12 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
     categories, scenes = category_names(arguments.assets), scene_pools(arguments)
     tokenizer = own_tokenizer(arguments, scenes["pretrain"])
     config, batch_size = llava_config(tower_config(), tokenizer), RECIPES["llava"][0]
-    model = LlavaPretrainer(config, categories, tokenizer)
-    model.start_from(trained_tower)
+    model = LlavaPretrainer(config, categories, tokenizer, trained_tower)
     adam_only = ("head", "grounding", "embedding", "embed_tokens")
     minutes = arguments.minutes - arguments.tower_minutes
-    run = start_run(arguments, "llava", model, adam_only, slower=("vision_tower",), minutes=minutes)
+    run = start_run(arguments, "llava", model, adam_only, slower=TRAINED_BEFORE, minutes=minutes)
     makers = {name: LlavaBatches(pool, categories, tokenizer, config.image_seq_length) for name, pool in scenes.items()}
-    held_out = [makers["val"].batch([(i, False) for i in range(at, at + 20)], seed=1) for at in range(0, 200, 20)]
+    held_out = [makers["val"].batch([(i, False) for i in range(at, at + 20)], seed=1) for at in range(0, 100, 20)]
     train(
         run,
         makers["pretrain"].stream(batch_size, np.random.default_rng((arguments.seed, run.step, 2))),
@@ -207,12 +206,12 @@ def start_run(
     model: torch.nn.Module,
     adam_only: tuple[str, ...],
     *,
-    slower: tuple[str, ...] = (),
+    slower: Mapping[str, float] | None = None,
     minutes: float = 0.0,
 ) -> Run:
     """A run under ``--work``, continued where its checkpoint stands."""
     lr = RECIPES[name][1]
-    optimizers = build_optimizers(model, lr=lr, adam_only=adam_only, slower=dict.fromkeys(slower, TRAINED_BEFORE))
+    optimizers = build_optimizers(model, lr=lr, adam_only=adam_only, slower=slower)
     run = Run(arguments.work / name, model, optimizers, minutes or arguments.minutes)
     if run.resume():
         print(f"{name}: continuing at step {run.step}, {run.seconds / 60:.1f} minutes spent", flush=True)

@@ -35,10 +35,10 @@ from aura.data.images import CLIP_MEAN, CLIP_STD
 from aura.files import write_json
 from aura.model.mllm import Mllm, packed_attention_mask
 from aura.train.pretrain import Metrics
-from aura.train.pretrain_cells import CELLS, CellBatch, CellHead, cell_targets, stack_cells
+from aura.train.pretrain_cells import CellBatch, cell_targets, stack_cells
 from aura.train.pretrain_scenes import PooledObject, ScenePool, shuffled
 from aura.train.pretrain_text import conversations_about, without_marks
-from aura.train.pretrain_tower import FEATURE_LAYER, TowerPretrainer, squashed_pixels, squashed_shares
+from aura.train.pretrain_tower import FEATURE_LAYER, TowerPretrainer, squashed_pixels, squashed_shares, through_neck
 from aura.types import IMAGE_TOKEN
 
 
@@ -189,28 +189,30 @@ class GroundingHead(nn.Module):
 
 
 class LlavaPretrainer(nn.Module):
-    """LLaVA with the throw-away heads."""
+    """LLaVA, starting from the trained tower, with the throw-away heads."""
 
-    def __init__(self, config: LlavaConfig, categories: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self,
+        config: LlavaConfig,
+        categories: Sequence[str],
+        tokenizer: PreTrainedTokenizerFast,
+        trained: TowerPretrainer,
+    ) -> None:
         super().__init__()
         num_categories = len(categories)
         first_tokens = [tokenizer.encode(f" {name}")[0] for name in categories]
         self.register_buffer("words", torch.tensor([*first_tokens, tokenizer.pad_token_id]), persistent=False)
         self.llava = LlavaForConditionalGeneration(config)
-        self.head = CellHead(config.vision_config.hidden_size, num_categories)
+        self.llava.model.vision_tower.load_state_dict(trained.tower.state_dict())
+        self.neck, self.head = trained.neck, trained.head
         self.grounding = GroundingHead(config.text_config.hidden_size, num_categories, config.image_seq_length)
         # In a tuple, so that the shared parts are not registered twice.
         self._parts = (Mllm(self.llava),)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
 
-    def start_from(self, trained: TowerPretrainer) -> None:
-        """Take over the tower trained alone, and its head."""
-        self.llava.model.vision_tower.load_state_dict(trained.tower.state_dict())
-        self.head.load_state_dict(trained.head.state_dict())
-
     def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, ...]:
         """Token logits [M, V] at the supervised positions and [2 B T, V] at the image's (as they enter the language
-        model and as they leave it), states [N, H] at the names, tower features [B, g, g, C].
+        model and as they leave it), states [N, H] at the names, what the tower's head takes [B, g, g, C'].
         """
         (parts,) = self._parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
@@ -226,8 +228,8 @@ class LlavaPretrainer(nn.Module):
             spoken = states[batch.input_ids == self.llava.config.image_token_id]
             entering = parts.language_model.norm(parts.projector(features)).flatten(0, 1)
             at_image = parts.lm_head(torch.cat([entering, spoken]))
+            grid = through_neck(self.neck, features)
         names = states.flatten(0, 1)[batch.name_index]
-        grid = features.float().unflatten(1, (CELLS, CELLS))
         return logits.float(), at_image.float(), names.float(), grid
 
     def loss(self, batch: LlavaBatch) -> tuple[torch.Tensor, Metrics]:

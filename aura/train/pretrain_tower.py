@@ -6,6 +6,7 @@ blocks, takes over their weights, and goes its own way from there (:mod:`aura.tr
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import numpy as np
@@ -17,7 +18,8 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from aura.data.images import clip_pixels
 from aura.train.pretrain import Metrics
-from aura.train.pretrain_cells import CELLS, CellBatch, CellHead
+from aura.train.pretrain_cells import CELLS, CellBatch
+from aura.train.pretrain_sam import SamPretrainer
 from aura.train.pretrain_scenes import IMAGE_SIZE, PATCH_SIZE, block_mean
 
 FEATURE_LAYER = -1
@@ -49,19 +51,27 @@ def squashed_shares(mask: np.ndarray) -> np.ndarray:
 
 
 class TowerPretrainer(nn.Module):
-    """The tower with its throw-away head."""
+    """The tower as it starts from SAM's image encoder, with SAM's neck and head, which are thrown away.
 
-    def __init__(self, config: CLIPVisionConfig, num_categories: int) -> None:
+    Args:
+        config: The tower's; its blocks are those of ``sam``.
+        sam: The trained encoder.
+        pixels: A few images [B, 3, S, S], to measure how large the encoder's tokens are.
+    """
+
+    def __init__(self, config: CLIPVisionConfig, sam: SamPretrainer, pixels: torch.Tensor) -> None:
         super().__init__()
         self.tower = CLIPVisionModel(config)
-        self.head = CellHead(config.hidden_size, num_categories)
+        encoder = sam.sam.vision_encoder
+        self.neck, self.head = copy.deepcopy(encoder.neck), copy.deepcopy(sam.head)
+        self._start_from(encoder, pixels)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
 
-    def start_from(self, encoder: SamVisionEncoder) -> None:
-        """Take over the blocks, the patch embedding and the positions of SAM's image encoder.
+    def _start_from(self, encoder: SamVisionEncoder, pixels: torch.Tensor) -> None:
+        """Take over the blocks, the patch embedding and the positions.
 
-        The normalisation behind the embeddings, which SAM does not have, starts with their own spread, so that most
-        tokens enter the first block as they did in SAM.
+        CLIP normalises its tokens before the first block, SAM does not: the normalisation starts with the middle size
+        of SAM's tokens, so that most of them enter the first block as they did in SAM.
         """
         embeddings = self.tower.embeddings
         width = embeddings.embed_dim
@@ -72,8 +82,8 @@ class TowerPretrainer(nn.Module):
             assert projection.bias is not None
             embeddings.position_embedding.weight[1:] = positions + projection.bias
             embeddings.position_embedding.weight[0] = 0
-            spread = (positions + projection.bias).std()
-            self.tower.pre_layrnorm.weight.fill_(float(spread))
+            tokens = encoder.patch_embed(pixels) + encoder.pos_embed
+            self.tower.pre_layrnorm.weight.fill_(float(tokens.std(-1).median()))
             for block, source in zip(self.tower.encoder.layers, encoder.layers, strict=True):
                 query, key, value = source.attn.qkv.weight.chunk(3)
                 query_bias, key_bias, value_bias = source.attn.qkv.bias.chunk(3)
@@ -92,11 +102,16 @@ class TowerPretrainer(nn.Module):
                     layer.bias.copy_(bias)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, P, P] -> patch features [B, g, g, C] as LLaVA takes them."""
+        """[B, 3, P, P] -> what the head takes, [B, g, g, C']."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
             states = self.tower(pixels, output_hidden_states=True).hidden_states[FEATURE_LAYER]
-        return states[:, 1:].float().unflatten(1, (CELLS, CELLS))
+            return through_neck(self.neck, states[:, 1:])
 
     def loss(self, batch: CellBatch) -> tuple[torch.Tensor, Metrics]:
         """The head's loss on a batch."""
         return self.head.loss(self.encode(batch.pixels), batch)
+
+
+def through_neck(neck: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Patch features [B, T, C] as LLaVA takes them -> what the head takes, float32 [B, g, g, C']."""
+    return neck(features.unflatten(1, (CELLS, CELLS))).float().permute(0, 2, 3, 1)

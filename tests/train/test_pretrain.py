@@ -158,8 +158,7 @@ def test_cells_lie_where_the_pixels_do(pool: ScenePool, shares, preprocess) -> N
 def test_tower_goes_on_where_the_encoder_stopped(pool: ScenePool) -> None:
     torch.manual_seed(0)
     sam = SamPretrainer(sam_config(hidden=32, layers=2, channels=32), len(CATEGORIES))
-    model = TowerPretrainer(tower_config(hidden=32, layers=2), len(CATEGORIES))
-    model.start_from(sam.sam.vision_encoder)
+    model = TowerPretrainer(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
     block, source = model.tower.encoder.layers[1], sam.sam.vision_encoder.layers[1]
     tokens = torch.randn(1, 16, 16, 32)
     ours = block(tokens.flatten(1, 2), attention_mask=None)
@@ -194,10 +193,10 @@ def test_what_was_trained_before_moves_slower() -> None:
 
 def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    tower = TowerPretrainer(tower_config(hidden=32, layers=2), len(CATEGORIES))
+    sam = SamPretrainer(sam_config(hidden=32, layers=2, channels=32), len(CATEGORIES))
+    tower = TowerPretrainer(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
     config = llava_config(tower.tower.config, tokenizer, hidden=32, layers=1, mlp=64)
-    model = LlavaPretrainer(config, CATEGORIES, tokenizer)
-    model.start_from(tower)
+    model = LlavaPretrainer(config, CATEGORIES, tokenizer, tower)
     maker = LlavaBatches(pool, CATEGORIES, tokenizer, 256)
     batch = maker.batch([(0, False), (1, True)], seed=3, pairs=4)
     first, last = descend(model, lambda: model.loss(batch)[0], steps=8)
