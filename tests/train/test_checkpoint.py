@@ -35,7 +35,7 @@ class Network(nn.Module):
         return self.trained(x) + self.frozen(x)
 
     def save_pretrained(self, folder, state_dict):
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         torch.save(state_dict, f"{folder}/weights.pt")
 
 
