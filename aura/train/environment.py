@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import socket
 import sys
@@ -27,6 +28,8 @@ def prepare() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Where bitsandbytes is installed, importing peft would make it advise a download that AURA does not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     _keep_freed_memory()
 
 
