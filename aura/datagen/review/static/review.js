@@ -59,7 +59,7 @@ if (form) {
   const question = $("question"), answer = $("answer"), note = $("note"), links = $("links");
   const state = $("state"), editor = $("editor");
   const spare = links.querySelector(".link").cloneNode(true);
-  spare.querySelector("select").value = "";
+  for (const option of spare.querySelectorAll("option")) option.removeAttribute("selected");
   const rows = () => [...links.querySelectorAll(".link")];
   let before = answer.value;
 
@@ -67,19 +67,31 @@ if (form) {
   function number() {
     rows().forEach((row, i) => { row.querySelector("span").textContent = `${SEG} ${i + 1}`; });
   }
+  // A mark that comes back where one was taken away (undo, text typed anew) points at what that one pointed at.
+  const gone = new Map();
   function fit(place, difference) {
-    for (; difference > 0; difference--) links.insertBefore(spare.cloneNode(true), rows()[place] || null);
-    for (; difference < 0; difference++) (rows()[place] || rows().at(-1)).remove();
+    for (let i = place; i < place + difference; i++) {
+      const row = spare.cloneNode(true);
+      row.querySelector("select").value = gone.get(i) || "";
+      gone.delete(i);
+      links.insertBefore(row, rows()[i] || null);
+    }
+    for (const [i, row] of rows().slice(place, place - Math.min(difference, 0)).entries()) {
+      gone.set(place + i, row.querySelector("select").value);
+      row.remove();
+    }
     number();
   }
   function followMarks() {
     const now = answer.value;
     let start = 0;
     while (start < before.length && start < now.length && before[start] === now[start]) start++;
+    // Of two equal marks side by side, the one at the caret is meant.
+    start = Math.max(0, Math.min(start, answer.selectionStart - Math.max(0, now.length - before.length)));
     fit(count(now.slice(0, start)), count(now) - rows().length);
     before = now;
   }
-  fit(count(before), count(before) - rows().length);
+  for (const row of rows().slice(count(before))) row.remove();
 
   const content = () => ({
     question: question.value,
