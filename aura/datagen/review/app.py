@@ -16,10 +16,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from aura.datagen.checks import CheckSettings
+from aura.datagen.review import pictures, routes
 from aura.datagen.review.access import Access, own_page
 from aura.datagen.review.desk import Desk
 from aura.datagen.review.guard import Guard
-from aura.datagen.review.routes import Foreign, Unknown, go, render, router
+from aura.datagen.review.member import Foreign, Unknown, go, render
 from aura.datagen.settings import ProjectSettings
 from aura.datagen.store import Store
 
@@ -41,7 +42,8 @@ def create_app(
     app = FastAPI(title="AURA review", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.desk = Desk(store, checks)
     app.state.access = Access(store, secure=secure)
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(pictures.router)
     app.mount("/static", StaticFiles(packages=[("aura.datagen.review", "static")]), name="static")
     app.add_middleware(Guard, hosts=hosts)
     app.add_exception_handler(Unknown, _unknown)

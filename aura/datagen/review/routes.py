@@ -1,21 +1,17 @@
-"""The addresses of the review app. Every page but the login asks who is there; every change carries a form token."""
+"""The addresses of the pages. Every page but the login asks who is there; every change carries a form token."""
 
 from __future__ import annotations
 
-import hashlib
-from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Form, Path, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from aura.datagen.pairs import Conflict
 from aura.datagen.review.access import LOGIN_COOKIE, SESSION_COOKIE, SESSION_SECONDS, Access, own_page
-from aura.datagen.review.desk import Base, Collision, Desk, Typed, objects_of
-from aura.datagen.review.layers import mask_layer
+from aura.datagen.review.desk import Base, Collision, Typed, objects_of
+from aura.datagen.review.member import LARGEST_ID, Changing, Id, Member, Reading, fragment, go, not_found, render
 from aura.datagen.review.views import (
     ReviewPage,
     clock,
@@ -27,33 +23,11 @@ from aura.datagen.review.views import (
     review_page,
     shown_text,
 )
-from aura.datagen.reviews import Annotator
 
-LARGEST_ID = 2**63 - 1
 MAX_TEXT = 4000
 MAX_OBJECTS = 200
-PICTURE_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
-
-Id = Annotated[int, Path(ge=0, le=LARGEST_ID)]
 
 router = APIRouter(default_response_class=HTMLResponse)
-
-_TEMPLATES = Environment(
-    loader=PackageLoader("aura.datagen.review"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters["clock"] = clock
-
-
-class Unknown(Exception):
-    """The caller has no session that holds."""
-
-
-class Foreign(Exception):
-    """A change without a valid form token."""
 
 
 class PairForm(BaseModel):
@@ -78,79 +52,6 @@ class PairForm(BaseModel):
     def base(self) -> Base:
         """What the page was made from."""
         return Base(self.kind, self.version, int(self.replaces) if self.replaces.isdigit() else None, self.draft)
-
-
-class Member:
-    """The annotator who is asking, with what pages need about them."""
-
-    def __init__(self, request: Request, annotator: Annotator) -> None:
-        self.request = request
-        self.annotator = annotator
-        self.desk: Desk = request.app.state.desk
-        self.access: Access = request.app.state.access
-
-    def page(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-        """A page for this annotator."""
-        return render(
-            template,
-            status,
-            annotator=self.annotator,
-            form_token=self.access.form_token(self.annotator),
-            waiting=self.desk.reviews.num_waiting(self.annotator),
-            **context,
-        )
-
-
-def render(template: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """A template as a response."""
-    return HTMLResponse(_fragment(template, **{"annotator": None, **context}), status)
-
-
-def _fragment(template: str, **context: Any) -> str:
-    return _TEMPLATES.get_template(template).render(asset=_asset, **context)
-
-
-@lru_cache
-def _asset(name: str) -> str:
-    """The address of a style sheet or script; it changes with the content, so that no browser keeps an old one."""
-    source = (_package_folder() / "static" / name).read_bytes()
-    return f"/static/{name}?{hashlib.sha256(source).hexdigest()[:12]}"
-
-
-def _package_folder() -> Any:
-    from importlib.resources import files
-
-    return files("aura.datagen.review")
-
-
-def _member(request: Request) -> Member:
-    access: Access = request.app.state.access
-    annotator = access.who(request.cookies.get(SESSION_COOKIE))
-    if annotator is None:
-        raise Unknown
-    return Member(request, annotator)
-
-
-Reading = Annotated[Member, Depends(_member)]
-
-
-async def _changing(request: Request, member: Reading) -> Member:
-    """A member whose request carries the form token, as a field or, from the script, as a header."""
-    token = request.headers.get("x-form-token")
-    if token is None:
-        field = (await request.form()).get("form_token")
-        token = field if isinstance(field, str) else ""
-    if not member.access.form_token_holds(member.annotator, token):
-        raise Foreign
-    return member
-
-
-Changing = Annotated[Member, Depends(_changing)]
-
-
-def go(address: str) -> RedirectResponse:
-    """To another page, with GET whatever came before."""
-    return RedirectResponse(address, 303)
 
 
 # --- logging in -------------------------------------------------------------------------------------------------------
@@ -371,7 +272,7 @@ def keep(member: Changing, pair_id: Id, sent: TypedNow) -> Response:
     except KeyError:
         return JSONResponse({"error": "There is no such pair in this project."}, 404)
     on_page = page_objects(desk.checker(pair.image_id).facts, [sent.order])
-    preview = _fragment(
+    preview = fragment(
         "preview.html",
         text=shown_text(typed.question, typed.answer, typed.objects, on_page),
         problems=desk.problems(pair, typed.text),
@@ -383,57 +284,3 @@ def keep(member: Changing, pair_id: Id, sent: TypedNow) -> Response:
     draft = desk.reviews.draft(member.annotator, pair_id)
     saved = clock(draft.saved) if draft is not None else ""
     return JSONResponse({"draft": state, "saved": saved, "preview": preview})
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-@router.get("/images/{image_id}/picture")
-def picture(member: Reading, image_id: Id) -> Response:
-    """The picture of an image of the project; never another file, whatever the annotation file calls it."""
-    try:
-        stored = member.desk.image(image_id)
-    except KeyError:
-        return not_found(member, "There is no such picture in this project.")
-    folders = [source.images for source in member.desk.store.sources]
-    path = stored.picture.resolve()
-    inside = any(path.is_relative_to(_resolved(folder)) for folder in folders)
-    try:
-        if not inside:
-            raise OSError("outside of the picture folders")
-        with Image.open(path) as opened:
-            kind = PICTURE_TYPES[opened.format or ""]
-        content = path.read_bytes()
-    except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return not_found(member, "The picture's file is missing or no picture.")
-    return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
-
-
-@lru_cache
-def _resolved(folder: str) -> Any:
-    from pathlib import Path as FilePath
-
-    return FilePath(folder).resolve()
-
-
-@router.get("/images/{image_id}/objects/{object_id}/{kind}-{index}.png")
-def layer(
-    member: Reading,
-    image_id: Id,
-    object_id: Id,
-    kind: Literal["visible", "amodal"],
-    index: Annotated[int, Path(ge=0, lt=10 * MAX_OBJECTS)],
-) -> Response:
-    """A mask of an object as a transparent layer in the colour of ``index``."""
-    try:
-        objects = member.desk.image(image_id).image.objects
-        found = next(obj for obj in objects if obj.id == object_id)
-    except (KeyError, StopIteration):
-        return not_found(member, "There is no such object in this project.")
-    content = mask_layer(found, kind, index)
-    return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
-
-
-def not_found(member: Member, message: str) -> Response:
-    """A page that says so."""
-    return member.page("message.html", 404, title="Not found", message=message, typed=None)
