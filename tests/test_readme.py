@@ -21,7 +21,9 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     found = []
     for block in ("".join(parts) for parts in code):
         for script, rest in COMMAND.findall(block.replace("\\\n", " ")):
-            found.append((script, re.findall(r"(--[a-zA-Z_.-]*[a-zA-Z_])", rest.split("\n")[0])))
+            # A quoted value may hold the options of another program.
+            own = re.sub(r'"[^"\n]*"', "", rest.split("\n")[0])
+            found.append((script, re.findall(r"(--[a-zA-Z_.-]*[a-zA-Z_])", own)))
     return found
 
 
