@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from aura.train import environment
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -38,6 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 2 for what the user can mend (with one line on stderr), or 130 after Ctrl-C."""
     args = parse(argv)
+    environment.prepare()
     try:
         from aura.data.photos import open_photo
 
