@@ -147,16 +147,16 @@ class AuraCriterion:
         geometry: ImageGeometry,
     ) -> dict[str, Tensor]:
         """Each term [n], on the decoder's grid, where a target is the share of its cell that the mask covers."""
-        losses = {}
+        losses, shares = {}, {}
         for kind, logits in mask_logits.items():
             grid = (logits.shape[-2], logits.shape[-1])
-            target, valid = to_decoder_grid(masks[kind], geometry, grid)  # [n, h, w], [h, w]
-            losses[f"{kind}_bce"] = mask_bce(logits, target, valid)
-            losses[f"{kind}_dice"] = dice_loss(logits, target, valid)
-        if spatial_logits is not None:
+            shares[kind], valid = to_decoder_grid(masks[kind], geometry, grid)  # [n, h, w], [h, w]
+            losses[f"{kind}_bce"] = mask_bce(logits, shares[kind], valid)
+            losses[f"{kind}_dice"] = dice_loss(logits, shares[kind], valid)
+        if spatial_logits is not None:  # the map is made from both masks, so both are here
             grid = (spatial_logits.shape[-2], spatial_logits.shape[-1])
-            seen, valid = to_decoder_grid(masks["visible"], geometry, grid)
-            hidden, _ = to_decoder_grid(masks["amodal"] & ~masks["visible"], geometry, grid)
-            shares = torch.stack([(1 - seen - hidden).clamp(min=0), seen, hidden], dim=1)  # [n, 3, h, w]
-            losses["spatial"] = spatial_loss(spatial_logits, shares, valid)
+            hidden, valid = to_decoder_grid(masks["amodal"] & ~masks["visible"], geometry, grid)
+            seen = shares["visible"]
+            classes = torch.stack([(1 - seen - hidden).clamp(min=0), seen, hidden], dim=1)  # [n, 3, h, w]
+            losses["spatial"] = spatial_loss(spatial_logits, classes, valid)
         return losses
