@@ -49,8 +49,7 @@ def run(options: argparse.Namespace) -> None:
 
     from aura import ranks, tables
     from aura.data.amodal_reason_seg import AmodalReasonSeg
-    from aura.data.feature_cache import FeatureCache
-    from aura.evaluation import evaluate
+    from aura.evaluation import evaluate, open_cache
     from aura.gallery import Gallery, PredictionFile
     from aura.inference import Assistant
 
@@ -63,10 +62,7 @@ def run(options: argparse.Namespace) -> None:
         options.checkpoint, ranks.start(options.device), options.dtype, quantize=options.quantize
     )
     model, processor = assistant.model, assistant.processor
-    cache = None
-    if options.feature_cache:
-        fingerprint = model.encoder_fingerprint() + processor.image_fingerprint()
-        cache = FeatureCache(options.feature_cache, fingerprint)
+    cache = open_cache(options.feature_cache, model, processor)
 
     is_main = ranks.rank_and_world()[0] == 0
     figures, several = {}, len(options.protocol) > 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -124,6 +125,13 @@ def predict(
                     yield sample, _write_answers(model, processor, sample, feature, max_new_tokens)
     finally:
         model.train(was_training)
+
+
+def open_cache(root: str | Path | None, model: AuraModel, processor: Processor) -> FeatureCache | None:
+    """The cache for exactly these encoders and this preprocessing; ``None`` if ``root`` is."""
+    if root is None:
+        return None
+    return FeatureCache(root, model.encoder_fingerprint() + processor.image_fingerprint())
 
 
 def encode(

@@ -20,13 +20,6 @@ from aura.train.engine import Process, wait_for_all
 from aura.types import Batch, ImageFeatures, Sample
 
 
-def open_cache(root: str | None, model: AuraModel, processor: Processor) -> FeatureCache | None:
-    """The cache for exactly these encoders and this preprocessing; ``None`` if ``root`` is."""
-    if root is None:
-        return None
-    return FeatureCache(root, model.encoder_fingerprint() + processor.image_fingerprint())
-
-
 def fill_cache(
     cache: FeatureCache, paths: Sequence[Path], model: AuraModel, processor: Processor, process: Process
 ) -> int:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from aura.config import Config, to_yaml
 from aura.data.processor import Processor
+from aura.evaluation import open_cache
 from aura.files import write_text
 from aura.losses import AuraCriterion
 from aura.model import AuraModel
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
-from aura.train.feed import batches, fill_cache, open_cache
+from aura.train.feed import batches, fill_cache
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
 from aura.train.summary import opening, write_run_report
