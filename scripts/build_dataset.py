@@ -14,13 +14,12 @@ Every step may be stopped or killed and started again. Settings of the YAML are 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -32,7 +31,7 @@ from rich.text import Text
 from aura.datagen.generate import Run, RunSummary
 from aura.datagen.project import checks_of, init_project, open_project, recheck, recipe_of, run_settings_of
 from aura.datagen.records import GenerationRequest
-from aura.datagen.settings import ProjectSettings, api_settings, settings_from, settings_parser
+from aura.datagen.settings import Commands, ProjectSettings, api_settings, run_command
 from aura.datagen.store import Status, Store
 
 PROG = "build_dataset.py"
@@ -40,24 +39,7 @@ CONSOLE = Console(highlight=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__.strip() + "\n\nCommands:")
-        for name, (_, _, line) in COMMANDS.items():
-            print(f"  {name:10}{line} ({PROG} {name} --help)")
-        return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
-        print(f"error: no such command: {arguments[0]}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    command, add_options, line = COMMANDS[arguments[0]]
-    parser = settings_parser(f"{PROG} {arguments[0]}", line)
-    add_options(parser)
-    try:
-        values = parser.parse_args(arguments[1:])
-        return command(settings_from(parser, values), values)
-    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return run_command(PROG, __doc__, COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 # --- init -------------------------------------------------------------------------------------------------------------
@@ -339,8 +321,7 @@ def _no_options(parser: ArgumentParser) -> None:
     del parser
 
 
-Command = Callable[[ProjectSettings, Namespace], int]
-COMMANDS: dict[str, tuple[Command, Callable[[ArgumentParser], None], str]] = {
+COMMANDS: Commands = {
     "init": (init, _no_options, "read the annotations, divide them into splits, make the project"),
     "generate": (generate, add_generate_options, "have question-answer pairs written for every image"),
     "check": (check, _no_options, "check all pairs in review again"),

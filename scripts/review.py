@@ -13,7 +13,6 @@ overridden by dotted options. Exit code 0: done; 2: a mistake to correct.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aura.datagen.project import open_project
-from aura.datagen.settings import ProjectSettings, settings_from, settings_parser
+from aura.datagen.settings import Commands, ProjectSettings, run_command
 from aura.datagen.store import Store
 
 PROG = "review.py"
@@ -31,32 +30,24 @@ PROG = "review.py"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print((__doc__ or "").strip() + "\n\nCommands:")
-        for name, (_, _, line) in COMMANDS.items():
-            print(f"  {name:15}{line} ({PROG} {name} --help)")
-        return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
-        print(f"error: no such command: {arguments[0]}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    command, add_options, line = COMMANDS[arguments[0]]
-    parser = settings_parser(f"{PROG} {arguments[0]}", line)
-    add_options(parser)
-    try:
-        values = parser.parse_args(arguments[1:])
-        settings = settings_from(parser, values)
-        with open_project(settings) as store:
-            command(store, settings, values)
-    except KeyError as error:
-        print(f"error: {error.args[0]}; `{PROG} list` shows who there is", file=sys.stderr)
-        return 2
-    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(PROG, __doc__, COMMANDS, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _on_store(command: Callable[[Store, ProjectSettings, Namespace], None]) -> Callable[..., int]:
+    """The command with the project's store open."""
+
+    def run(settings: ProjectSettings, values: Namespace) -> int:
+        try:
+            with open_project(settings) as store:
+                command(store, settings, values)
+        except KeyError as error:
+            print(f"error: {error.args[0]}; `{PROG} list` shows who there is", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    return run
 
 
 def add_annotator(store: Store, settings: ProjectSettings, options: Namespace) -> None:
@@ -137,13 +128,13 @@ def _nothing(parser: ArgumentParser) -> None:
 
 
 Command = Callable[[Store, ProjectSettings, Namespace], None]
-COMMANDS: dict[str, tuple[Command, Callable[[ArgumentParser], None], str]] = {
-    "add-annotator": (add_annotator, _names_to_add, "add people and print their tokens, once"),
-    "list": (list_annotators, _nothing, "show who there is and how far they are"),
-    "new-token": (new_token, _names, "replace lost tokens"),
-    "deactivate": (deactivate, _names, "let people log in no more; their verdicts stay"),
-    "activate": (activate, _names, "let people log in again"),
-    "serve": (serve, _serve_options, "start the web app"),
+COMMANDS: Commands = {
+    "add-annotator": (_on_store(add_annotator), _names_to_add, "add people and print their tokens, once"),
+    "list": (_on_store(list_annotators), _nothing, "show who there is and how far they are"),
+    "new-token": (_on_store(new_token), _names, "replace lost tokens"),
+    "deactivate": (_on_store(deactivate), _names, "let people log in no more; their verdicts stay"),
+    "activate": (_on_store(activate), _names, "let people log in again"),
+    "serve": (_on_store(serve), _serve_options, "start the web app"),
 }
 
 if __name__ == "__main__":

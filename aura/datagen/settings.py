@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -181,6 +182,10 @@ SECTIONS: dict[str, type] = {
 }
 
 
+Commands = Mapping[str, tuple[Callable[[ProjectSettings, Namespace], int], Callable[[ArgumentParser], None], str]]
+"""Commands by name: what runs, what adds its options, one line of help."""
+
+
 def settings_parser(prog: str, description: str) -> ArgumentParser:
     """A parser of settings; a command adds its own options to it. Errors are raised, not printed."""
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, print_config=None)
@@ -208,6 +213,38 @@ def settings_from(parser: ArgumentParser, values: Namespace) -> ProjectSettings:
         notes=tuple(made.notes),
         **{name: getattr(made, name) for name in SECTIONS},
     )
+
+
+def run_command(prog: str, doc: str | None, commands: Commands, arguments: Sequence[str]) -> int:
+    """What a program with several commands does: help, options, the command itself, one line for a mistake.
+
+    Args:
+        prog: Name of the program in its messages.
+        doc: What it is, for the help of the whole.
+        commands: By name.
+        arguments: The command's name and its options.
+
+    Returns:
+        The command's exit code; 2 for what the user can mend.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print((doc or "").strip() + "\n\nCommands:")
+        width = max(map(len, commands)) + 2
+        for name, (_, _, line) in commands.items():
+            print(f"  {name:{width}}{line} ({prog} {name} --help)")
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        print(f"error: no such command: {arguments[0]}; the commands are {', '.join(commands)}", file=sys.stderr)
+        return 2
+    command, add_options, line = commands[arguments[0]]
+    parser = settings_parser(f"{prog} {arguments[0]}", line)
+    add_options(parser)
+    try:
+        values = parser.parse_args(list(arguments[1:]))
+        return command(settings_from(parser, values), values)
+    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 def load_settings(*layers: str | Path, overrides: Sequence[str] = ()) -> ProjectSettings:
