@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from aura.files import write_text
-from aura.train.pretrain import Run, build_optimizers, train
-from aura.train.pretrain_cells import cell_batches, evaluate_cells
+from aura.train.pretrain import Metrics, Run, build_optimizers, train
+from aura.train.pretrain_cells import CellBatch, CellHead, Preprocess, Shares, cell_batches, evaluate_cells
 from aura.train.pretrain_llava import (
     LlavaBatches,
     LlavaPretrainer,
@@ -95,22 +95,46 @@ def scene_pools(arguments: argparse.Namespace) -> dict[str, ScenePool]:
 
 def pretrain_encoder(arguments: argparse.Namespace) -> None:
     """Train SAM's image encoder alone; the other parts start from its checkpoint."""
-    categories, scenes = category_names(arguments.assets), scene_pools(arguments)
-    model, batch_size = SamPretrainer(sam_config(), len(categories)), RECIPES["encoder"][0]
+    task = CellTask(arguments, padded_pixels, padded_cells)
+    model = SamPretrainer(sam_config(), len(task.categories))
     run = start_run(arguments, "encoder", model, SAM_ADAM_ONLY)
-    preparation = {"preprocess": padded_pixels, "shares": padded_cells}
-    held_out = cell_batches(scenes["val"], categories, batch_size=50, rng=np.random.default_rng(1), **preparation)
-    held_out_batches = [next(held_out) for _ in range(4)]
-    rng = np.random.default_rng((arguments.seed, run.step, 3))
-    train(
-        run,
-        cell_batches(scenes["pretrain"], categories, batch_size=batch_size, rng=rng, **preparation),
-        lambda batch, progress: model.cell_loss(batch),
-        images_per_batch=batch_size,
-        evaluate=lambda: evaluate_cells(model.features, model.head, held_out_batches),
-        export=lambda: None,
-        evaluate_every=120.0,
-    )
+    task.train(run, model.cell_loss, model.features, model.head, stream=3, evaluate_every=120.0)
+
+
+class CellTask:
+    """What is where, patch by patch: the task of the encoder and of the tower, and the scenes to measure it on."""
+
+    def __init__(self, arguments: argparse.Namespace, preprocess: Preprocess, shares: Shares) -> None:
+        self.seed = arguments.seed
+        self.categories, self.scenes = category_names(arguments.assets), scene_pools(arguments)
+        self.preparation = {"preprocess": preprocess, "shares": shares}
+        batches = self._batches("val", 50, np.random.default_rng(1))
+        self.held_out = [next(batches) for _ in range(4)]
+
+    def _batches(self, split: str, size: int, rng: np.random.Generator) -> Iterator[CellBatch]:
+        return cell_batches(self.scenes[split], self.categories, batch_size=size, rng=rng, **self.preparation)
+
+    def train(
+        self,
+        run: Run,
+        loss: Callable[[CellBatch], tuple[torch.Tensor, Metrics]],
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        head: CellHead,
+        *,
+        stream: int,
+        evaluate_every: float,
+    ) -> None:
+        """Spend the run's minutes; ``stream`` tells its order of scenes from that of other parts."""
+        size = RECIPES[run.folder.name][0]
+        train(
+            run,
+            self._batches("pretrain", size, np.random.default_rng((self.seed, run.step, stream))),
+            lambda batch, progress: loss(batch),
+            images_per_batch=size,
+            evaluate=lambda: evaluate_cells(encode, head, self.held_out),
+            export=lambda: None,
+            evaluate_every=evaluate_every,
+        )
 
 
 def trained_encoder(arguments: argparse.Namespace, num_categories: int) -> SamPretrainer:
@@ -144,23 +168,10 @@ def pretrain_sam(arguments: argparse.Namespace) -> None:
 
 def pretrain_tower(arguments: argparse.Namespace) -> TowerPretrainer:
     """Train the CLIP-like tower alone, for its share of the minutes."""
-    categories, scenes = category_names(arguments.assets), scene_pools(arguments)
-    preparation = {"preprocess": squashed_pixels, "shares": squashed_shares}
-    held_out = cell_batches(scenes["val"], categories, batch_size=50, rng=np.random.default_rng(1), **preparation)
-    held_out_batches = [next(held_out) for _ in range(4)]
-    model = TowerPretrainer(tower_config(), trained_encoder(arguments, len(categories)), held_out_batches[0].pixels)
-    batch_size = RECIPES["tower"][0]
+    task = CellTask(arguments, squashed_pixels, squashed_shares)
+    model = TowerPretrainer(tower_config(), trained_encoder(arguments, len(task.categories)), task.held_out[0].pixels)
     run = start_run(arguments, "tower", model, ("head", "embedding"), minutes=arguments.tower_minutes)
-    rng = np.random.default_rng((arguments.seed, run.step, 1))
-    train(
-        run,
-        cell_batches(scenes["pretrain"], categories, batch_size=batch_size, rng=rng, **preparation),
-        lambda batch, progress: model.loss(batch),
-        images_per_batch=batch_size,
-        evaluate=lambda: evaluate_cells(model.encode, model.head, held_out_batches),
-        export=lambda: None,
-        evaluate_every=60.0,
-    )
+    task.train(run, model.loss, model.encode, model.head, stream=1, evaluate_every=60.0)
     return model
 
 
