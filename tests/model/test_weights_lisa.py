@@ -29,18 +29,6 @@ DATA = DataSettings(max_length=300)
 PIECES = 400  # of the plain tokenizer; Llama's has 32000
 HIDDEN, CHANNELS = 32, 32
 PREFIX = "base_model.model."
-TEXT = "The quick brown fox asks a human what hides the bus, and the assistant answers politely: a tree does. "
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sentencepiece")
-    (folder / "text.txt").write_text(TEXT * 3)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=PIECES, model_type="bpe",
-        byte_fallback=True, pad_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    return (folder / "tokenizer.model").read_bytes()
 
 
 class Parts:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -37,22 +36,10 @@ from aura.model.weights.llava import llava_from_v1_state
 
 DATA = DataSettings(max_length=300)
 PIECES, ROWS, HIDDEN = 400, 403, 32  # pieces of the plain tokenizer (Llama's has 32000), rows of a v1-1 model
-TEXT = "The quick brown fox asks a human what hides the bus, and the assistant answers politely: a tree does. "
 VISION = CLIPVisionConfig(
     hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14,
     projection_dim=16, initializer_range=0.3,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sentencepiece")
-    (folder / "text.txt").write_text(TEXT * 3)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=PIECES, model_type="bpe",
-        byte_fallback=True, pad_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    return (folder / "tokenizer.model").read_bytes()
 
 
 def llama(rows, **changes):
