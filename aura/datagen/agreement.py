@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 Decision = Literal["accept", "edit", "reject"]
@@ -33,6 +34,20 @@ class Opinion:
 
     decision: Decision
     text: PairText
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How much the independent verdicts agree; kappas are ``None`` where they are not defined.
+
+    ``pairs`` judged by all their reviewers; ``unanimous`` of them agree in decision and text; ``fleiss`` is over the
+    decisions; ``cohen`` maps two annotators' names to (pairs that both judged, kappa).
+    """
+
+    pairs: int
+    unanimous: int
+    fleiss: float | None
+    cohen: dict[tuple[str, str], tuple[int, float | None]]
 
 
 def _plain(text: str) -> str:
@@ -96,3 +111,29 @@ def fleiss_kappa(table: Sequence[Sequence[int]]) -> float | None:
     observed = agreeing / (items * raters * (raters - 1))
     expected = chance / (total * total)
     return (observed - expected) / (1 - expected)
+
+
+def measure(
+    decisions: Mapping[int, Mapping[str, Decision]], contested: Collection[int], names: Sequence[str], reviewers: int
+) -> Agreement:
+    """The agreement of independent verdicts.
+
+    Args:
+        decisions: Pair -> annotator's name -> decision.
+        contested: Pairs that the annotators disagreed about, in decision or text.
+        names: Of all annotators.
+        reviewers: Verdicts that a pair needs; pairs with fewer count for Cohen's kappa only.
+    """
+    complete = {pair: by_name for pair, by_name in decisions.items() if len(by_name) == reviewers}
+    table = [[list(by.values()).count(d) for d in DECISIONS] for by in complete.values()]
+    cohen = {}
+    for one, other in combinations(names, 2):
+        both = [by for by in decisions.values() if one in by and other in by]
+        kappa = cohen_kappa([by[one] for by in both], [by[other] for by in both])
+        cohen[one, other] = (len(both), kappa)
+    return Agreement(
+        pairs=len(complete),
+        unanimous=sum(pair not in contested for pair in complete),
+        fleiss=fleiss_kappa(table) if reviewers >= 2 else None,
+        cohen=cohen,
+    )

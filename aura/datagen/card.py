@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aura.datagen.reviews import Agreement
+from aura.datagen.agreement import Agreement
 from aura.datagen.settings import ExportSettings
 from aura.datagen.store import Status
 

@@ -1,53 +1,35 @@
-"""Review: who judges which pair, what they said, and what follows from it.
+"""Review: what annotators said about a pair, and what follows from it.
 
 Each pair is judged by ``reviewers`` annotators (two) who see nothing of each other's verdict. Where they agree, that
 is the outcome: accepted, changed (all wrote the same text) or rejected. Where they do not, an annotator who has not
-judged it sees what was proposed and decides. Images are dealt to the active annotators in turn, all pairs of an image
-to the same ones, so that three annotators judge two thirds of the images each and decide about the last third.
+judged it sees what was proposed and decides.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-import secrets
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from sqlite3 import Row
-from typing import Any, Literal
+from typing import Any
 
 from aura.datagen.agreement import (
     DECISIONS,
+    Agreement,
     Decision,
     Opinion,
     PairText,
     agree,
-    cohen_kappa,
-    fleiss_kappa,
+    measure,
     same_text,
 )
-from aura.datagen.pairs import GENERATOR_AUTHOR, Conflict, Pair, PairState, PairTable, PairVersion
+from aura.datagen.annotators import Annotator
+from aura.datagen.pairs import Conflict, Pair, PairState, PairVersion
+from aura.datagen.queues import Kind, QueueTable
 from aura.datagen.records import PairProblem
 from aura.types import Turn
 
-DEFAULT_REVIEWERS = 2
-MAX_NAME = 60
 OUTCOMES: dict[Decision, PairState] = {"accept": "accepted", "edit": "changed", "reject": "rejected"}
-
-Kind = Literal["judge", "decide"]
-"""``judge`` a pair unseen by others' eyes; ``decide`` one that others disagree about."""
-
-
-@dataclass(frozen=True)
-class Annotator:
-    """A person who reviews."""
-
-    id: int
-    name: str
-    active: bool
 
 
 @dataclass(frozen=True)
@@ -79,16 +61,6 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class QueueItem:
-    """A pair that waits for an annotator."""
-
-    pair_id: int
-    image_id: int
-    position: int
-    kind: Kind
-
-
-@dataclass(frozen=True)
 class Proposal:
     """What one of the annotators in a dispute said; they stay nameless. ``version`` holds the text it stands for."""
 
@@ -114,143 +86,8 @@ class Task:
     draft: Draft | None
 
 
-@dataclass(frozen=True)
-class AnnotatorProgress:
-    """How far an annotator is: pairs judged, disputes decided, and what waits in the queue."""
-
-    annotator: Annotator
-    judged: int
-    decided: int
-    waiting: int
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How much the independent verdicts agree; kappas are ``None`` where they are not defined.
-
-    ``pairs`` judged by all their reviewers; ``unanimous`` of them agree in decision and text; ``fleiss`` is over the
-    decisions; ``cohen`` maps two annotators' names to (pairs that both judged, kappa).
-    """
-
-    pairs: int
-    unanimous: int
-    fleiss: float | None
-    cohen: dict[tuple[str, str], tuple[int, float | None]]
-
-
-class Reviews:
-    """Annotators and verdicts of a project. ``reviewers``: verdicts that a pair needs, kept in the project."""
-
-    def __init__(self, table: PairTable) -> None:
-        self.table = table
-        self.database = table.database
-
-    @property
-    def reviewers(self) -> int:
-        """Annotators who judge each pair without seeing each other's verdict."""
-        return int(self.database.meta("reviewers", DEFAULT_REVIEWERS))
-
-    # --- annotators ---------------------------------------------------------------------------------------------------
-
-    def add_annotator(self, name: str) -> str:
-        """Add a person and return their token, which is kept only as a salted hash and cannot be shown again.
-
-        Raises:
-            ValueError: The name is empty, too long or taken.
-        """
-        name = " ".join(name.split())
-        if not name or len(name) > MAX_NAME or name.casefold() == GENERATOR_AUTHOR or not name.isprintable():
-            raise ValueError(f"an annotator's name has 1 to {MAX_NAME} characters and is not {GENERATOR_AUTHOR!r}")
-        secret, salt = secrets.token_urlsafe(24), secrets.token_bytes(16)
-        with self.database.write() as cursor:
-            if self.database.row("SELECT 1 FROM annotators WHERE name = ?", [name]):
-                raise ValueError(
-                    f"{self.table.path}: there is an annotator {name!r}; new_token() replaces a lost token"
-                )
-            cursor.execute(
-                "INSERT INTO annotators (name, salt, token_hash, created) VALUES (?, ?, ?, ?)",
-                [name, salt, _hash(secret, salt), self.table.clock()],
-            )
-            return f"{cursor.lastrowid}.{secret}"
-
-    def new_token(self, name: str) -> str:
-        """Replace an annotator's token and return the new one.
-
-        Raises:
-            KeyError: No such annotator.
-        """
-        annotator = self.annotator(name)
-        secret, salt = secrets.token_urlsafe(24), secrets.token_bytes(16)
-        with self.database.write() as cursor:
-            cursor.execute(
-                "UPDATE annotators SET salt = ?, token_hash = ? WHERE id = ?",
-                [salt, _hash(secret, salt), annotator.id],
-            )
-        return f"{annotator.id}.{secret}"
-
-    def set_active(self, name: str, active: bool) -> None:
-        """An inactive annotator cannot log in and gets no work; their verdicts stay.
-
-        Raises:
-            KeyError: No such annotator.
-        """
-        annotator = self.annotator(name)
-        with self.database.write() as cursor:
-            cursor.execute("UPDATE annotators SET active = ? WHERE id = ?", [active, annotator.id])
-
-    def annotators(self) -> list[Annotator]:
-        """All, in the order they were added."""
-        return [_annotator(row) for row in self.database.rows("SELECT * FROM annotators ORDER BY id")]
-
-    def annotator(self, name: str | int) -> Annotator:
-        """One, by name or by id.
-
-        Raises:
-            KeyError: No such annotator.
-        """
-        column = "id" if isinstance(name, int) else "name"
-        row = self.database.row(f"SELECT * FROM annotators WHERE {column} = ?", [name])
-        if row is None:
-            raise KeyError(f"{self.table.path}: no annotator {name!r}")
-        return _annotator(row)
-
-    def authenticate(self, token: str) -> Annotator | None:
-        """The active annotator with this token, if there is one; takes equally long for a wrong secret."""
-        number, _, secret = token.strip().partition(".")
-        row = None
-        if number.isascii() and number.isdigit() and len(number) < 10:
-            row = self.database.row("SELECT * FROM annotators WHERE id = ?", [int(number)])
-        salt, expected = (row["salt"], row["token_hash"]) if row is not None else (b"no such annotator", b"")
-        right = hmac.compare_digest(_hash(secret, salt), expected)
-        return _annotator(row) if row is not None and right and row["active"] else None
-
-    # --- queues -------------------------------------------------------------------------------------------------------
-
-    def queue(self, annotator: Annotator, limit: int = 50) -> list[QueueItem]:
-        """What waits for an annotator: disputes to decide first, then pairs to judge, image by image."""
-        found: list[QueueItem] = []
-        for kind, sql, values in self._waiting(annotator):
-            sql = f"SELECT p.id, i.image_id, p.position {sql} ORDER BY p.image, p.position LIMIT ?"
-            rows = self.database.rows(sql, [*values, limit - len(found)])
-            found += [QueueItem(row["id"], row["image_id"], row["position"], kind) for row in rows]
-        return found
-
-    def next(self, annotator: Annotator, *, after: int | None = None) -> QueueItem | None:
-        """The first of the queue other than the pair ``after``."""
-        return next((item for item in self.queue(annotator, 2) if item.pair_id != after), None)
-
-    def num_waiting(self, annotator: Annotator) -> int:
-        """Length of the queue."""
-        waiting = self._waiting(annotator)
-        return sum(int(self.database.value(f"SELECT count(*) {sql}", values)) for _, sql, values in waiting)
-
-    def _waiting(self, annotator: Annotator) -> list[tuple[Kind, str, list[int]]]:
-        """The queries of what waits for an annotator, each with its values; none for an inactive one."""
-        active = [a.id for a in self.annotators() if a.active]
-        if annotator.id not in active:
-            return []
-        turn = [active.index(annotator.id), len(active), self.reviewers, self.reviewers]
-        return [("decide", _DISPUTES, [annotator.id]), ("judge", _UNJUDGED, [annotator.id, *turn])]
+class Reviews(QueueTable):
+    """Annotators, queues and verdicts of a project."""
 
     def task(self, annotator: Annotator, pair_id: int) -> Task:
         """What the annotator may see of a pair, now.
@@ -443,21 +280,6 @@ class Reviews:
     def _standing(self, pair_id: int) -> list[Verdict]:
         return [v for v in self.verdicts(pair_id) if not v.replaced]
 
-    # --- figures ------------------------------------------------------------------------------------------------------
-
-    def progress(self) -> list[AnnotatorProgress]:
-        """How far each annotator is."""
-        counts = Counter[tuple[int, int]]()
-        for row in self.database.rows(
-            "SELECT annotator, final, count(*) AS n FROM verdicts WHERE replaced = 0 GROUP BY annotator, final"
-        ):
-            counts[row["annotator"], row["final"]] = row["n"]
-        return [AnnotatorProgress(a, counts[a.id, 0], counts[a.id, 1], self.num_waiting(a)) for a in self.annotators()]
-
-    def num_disputed(self) -> int:
-        """Pairs that wait for somebody to decide."""
-        return int(self.database.value("SELECT count(*) FROM pairs WHERE state = 'in_review' AND disputed = 1"))
-
     def agreement(self) -> Agreement:
         """Agreement of the independent verdicts; those that decided a dispute do not count."""
         decisions: dict[int, dict[str, Decision]] = {}
@@ -466,48 +288,17 @@ class Reviews:
             "WHERE v.replaced = 0 AND v.final = 0 ORDER BY v.pair, v.id"
         ):
             decisions.setdefault(row["pair"], {})[row["name"]] = row["decision"]
-        needed = self.reviewers
-        complete = {pair: by_name for pair, by_name in decisions.items() if len(by_name) == needed}
-        contested = {
-            row[0]
-            for row in self.database.rows(
-                "SELECT id FROM pairs WHERE disputed = 1 UNION SELECT pair FROM verdicts WHERE final = 1"
-            )
-        }
-        table = [[list(by.values()).count(d) for d in DECISIONS] for by in complete.values()]
-        cohen = {}
-        for one, other in combinations([a.name for a in self.annotators()], 2):
-            both = [by for by in decisions.values() if one in by and other in by]
-            kappa = cohen_kappa([by[one] for by in both], [by[other] for by in both])
-            cohen[one, other] = (len(both), kappa)
-        return Agreement(
-            pairs=len(complete),
-            unanimous=sum(pair not in contested for pair in complete),
-            fleiss=fleiss_kappa(table) if needed >= 2 else None,
-            cohen=cohen,
+        contested = self.database.rows(
+            "SELECT id FROM pairs WHERE disputed = 1 UNION SELECT pair FROM verdicts WHERE final = 1"
         )
+        names = [annotator.name for annotator in self.annotators()]
+        return measure(decisions, {row[0] for row in contested}, names, self.reviewers)
 
 
-_OPEN = """
-FROM pairs p JOIN images i ON i.id = p.image WHERE p.state = 'in_review' AND p.disputed = {disputed}
-AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.pair = p.id AND v.annotator = ? AND v.replaced = 0)
-"""
-_DISPUTES = _OPEN.format(disputed=1)
-_UNJUDGED = f"""{_OPEN.format(disputed=0)}
-AND ((? + p.image) % ?) < ? AND (SELECT count(*) FROM verdicts v WHERE v.pair = p.id AND v.replaced = 0) < ?
-"""
 _VERDICTS = """
 SELECT v.id, v.pair, v.version, a.name, v.decision, v.text_version, v.note, v.final, v.replaced, v.created
 FROM verdicts v JOIN annotators a ON a.id = v.annotator
 """
-
-
-def _hash(secret: str, salt: bytes) -> bytes:
-    return hashlib.scrypt(secret.encode(), salt=salt, n=2**12, r=8, p=1)
-
-
-def _annotator(row: Row) -> Annotator:
-    return Annotator(row["id"], row["name"], bool(row["active"]))
 
 
 def _verdict(row: Row) -> Verdict:

@@ -4,7 +4,7 @@ A job goes ``pending`` -> ``generated`` or ``failed``. A pair goes ``generated``
 ``failed`` (it goes back to the generator once) -> ``in_review`` -> ``accepted``, ``changed`` or ``rejected``.
 
 :class:`Store` is the door to all of it: :mod:`~aura.datagen.images`, :mod:`~aura.datagen.jobs`,
-:mod:`~aura.datagen.pairs`, :mod:`~aura.datagen.reviews`.
+:mod:`~aura.datagen.answers`, :mod:`~aura.datagen.pairs`, :mod:`~aura.datagen.reviews`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aura.datagen.answers import AnswerTable
 from aura.datagen.database import Database
 from aura.datagen.images import ImageEntry, Source, StoredImage
-from aura.datagen.jobs import Job, JobTable, Recipe
+from aura.datagen.jobs import Job, Recipe
 from aura.datagen.pairs import PAIR_STATES, Conflict, Pair, PairVersion
 from aura.datagen.reviews import Reviews
 
@@ -75,7 +76,7 @@ class Status:
         return sum(self.pairs.values())
 
 
-class Store(JobTable):
+class Store(AnswerTable):
     """A project. The threads of a process may share one; every process opens its own.
 
     ``reviews`` holds annotators, queues and verdicts.

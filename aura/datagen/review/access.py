@@ -12,7 +12,7 @@ from pathlib import Path
 
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from aura.datagen.reviews import Annotator
+from aura.datagen.annotators import Annotator
 from aura.datagen.store import Store
 
 SESSION_COOKIE = "aura_review"

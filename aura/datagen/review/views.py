@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aura.datagen.agreement import PairText
+from aura.datagen.agreement import Agreement, PairText
+from aura.datagen.annotators import Annotator
 from aura.datagen.facts import Facts
 from aura.datagen.pairs import Pair, PairVersion
+from aura.datagen.queues import AnnotatorProgress
 from aura.datagen.records import PairProblem
 from aura.datagen.review.desk import Desk, Typed, View
-from aura.datagen.reviews import Agreement, Annotator, AnnotatorProgress, Verdict
+from aura.datagen.reviews import Verdict
 from aura.datagen.store import Status, Store
 from aura.types import SEG_TOKEN
 from aura.typesetting import PALETTE, colour_of
