@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Pairs per second and peak memory of a data generation run, against a server on this machine.
 
-    python scripts/bench_datagen.py --images 1000 10000 100000 --concurrency 64 --latency 0.5
+    python scripts/bench_datagen.py --images 1000 10000 100000 --out docs/results/datagen_scale
 
 Everything is real but the model: prompts with pictures, HTTP, the checks, the store with its flushes to disk. The
 server waits --latency seconds and answers with ten pairs. One picture and its annotations stand for all images, with
 numbers of their own. "Ideal" is what --concurrency requests at a time with that latency can give at most. Each size
-runs in a process of its own, so that its peak memory is its own.
+runs in a process of its own, so that its peak memory is its own. --out NAME writes NAME.json and NAME.md after each
+size; sizes that an earlier run measured stay in them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from aura.data.sources import AnnotatedImage, with_occluders
 from aura.datagen.checks import PairChecker
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=64, help="requests at a time (default 64)")
     parser.add_argument("--latency", type=float, default=0.5, help="seconds that the server takes (default 0.5)")
     parser.add_argument("--folder", type=Path, help="where projects are made (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--out", type=Path, metavar="NAME", help="write the figures to NAME.json and NAME.md")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -76,12 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.one:
         print(json.dumps(bench(options.one, options.url, options.concurrency, options.folder)))
         return 0
+    measured = read_figures(options.out) if options.out else {}
     with tempfile.TemporaryDirectory() as temporary:
-        figures = [measure(number, options, options.folder or Path(temporary)) for number in options.images]
-    show(figures, options)
-    if options.out:
-        described = {"concurrency": options.concurrency, "latency": options.latency, "cpus": os.cpu_count()}
-        write_text(options.out, json.dumps({**described, "sizes": figures}, indent=1) + "\n")
+        for number in options.images:
+            measured[number] = measure(number, options, options.folder or Path(temporary))
+            if options.out:
+                write_figures(options.out, measured)
+    show([measured[number] for number in options.images])
     return 0
 
 
@@ -94,7 +96,7 @@ def measure(number: int, options: argparse.Namespace, folder: Path) -> dict[str,
             url = server.stdout.readline().strip()
             more = [f"--one={number}", f"--url={url}", f"--concurrency={options.concurrency}", f"--folder={folder}"]
             done = subprocess.run([*command, *more], stdout=subprocess.PIPE, text=True, check=True)
-            return dict(json.loads(done.stdout))
+            return {**json.loads(done.stdout), "latency": options.latency, "cpus": os.cpu_count()}
         finally:
             server.terminate()
 
@@ -134,6 +136,7 @@ def bench(number: int, url: str, concurrency: int, folder: Path) -> dict[str, An
     assert status.images["generated"] == number, status
     return {
         "images": number,
+        "concurrency": concurrency,
         "pairs": pairs,
         "calls": sum(status.calls.values()),
         "init_seconds": round(init_seconds, 2),
@@ -148,6 +151,12 @@ def bench(number: int, url: str, concurrency: int, folder: Path) -> dict[str, An
 
 def peak() -> float:
     """The most memory that this process ever held, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage would count what the parent held when it made this process.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found.group(1)) / 2**10
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -171,23 +180,62 @@ def entries(number: int) -> Iterator[ImageEntry]:
         yield ImageEntry(AnnotatedImage(image_id, "picture.jpg", *SIZE, own), "train", 0, "")
 
 
-def show(figures: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    ideal = options.concurrency / options.latency * len(QUESTIONS) if options.latency else None
-    table = Table(title=f"{options.concurrency} requests at a time, {options.latency:g} s each")
-    for name in ("images", "pairs", "pairs/s", "ideal", "CPU ms/image", "peak MiB", "before the run", "project MiB"):
-        table.add_column(name, justify="right")
-    for f in figures:
-        table.add_row(
-            f"{f['images']:,}",
-            f"{f['pairs']:,}",
-            f"{f['pairs_per_second']:,}",
-            "" if ideal is None else f"{ideal:,.0f}",
-            f"{1000 * f['cpu_seconds'] / f['images']:.1f}",
-            f"{f['peak_mib']}",
-            f"{f['peak_mib_before']}",
-            f"{f['project_mib']}",
-        )
+COLUMNS = {
+    "images": "{images:,}",
+    "pairs": "{pairs:,}",
+    "at a time": "{concurrency}",
+    "server's seconds": "{latency:g}",
+    "pairs/s": "{pairs_per_second:,}",
+    "ideal": "{ideal}",
+    "CPU ms/image": "{cpu_ms:.1f}",
+    "peak MiB": "{peak_mib}",
+    "... before the run": "{peak_mib_before}",
+    "project MiB": "{project_mib}",
+    "minutes": "{minutes:.1f}",
+}
+
+
+def row_of(figures: dict[str, Any]) -> list[str]:
+    """The cells of a size."""
+    ideal = figures["concurrency"] / figures["latency"] * len(QUESTIONS) if figures["latency"] else None
+    more = {
+        "ideal": "" if ideal is None else f"{ideal:,.0f}",
+        "cpu_ms": 1000 * figures["cpu_seconds"] / figures["images"],
+        "minutes": figures["seconds"] / 60,
+    }
+    return [cell.format(**figures, **more) for cell in COLUMNS.values()]
+
+
+def show(figures: list[dict[str, Any]]) -> None:
+    table = Table("", *(Column(justify="right") for _ in figures), show_header=False)
+    for name, *cells in zip(COLUMNS, *map(row_of, figures), strict=True):
+        table.add_row(name, *cells)
     Console(highlight=False).print(table)
+
+
+def read_figures(out: Path) -> dict[int, dict[str, Any]]:
+    """What earlier runs wrote, by size."""
+    path = out.with_suffix(".json")
+    return {size["images"]: size for size in json.loads(path.read_text())["sizes"]} if path.exists() else {}
+
+
+def write_figures(out: Path, measured: dict[int, dict[str, Any]]) -> None:
+    sizes = [measured[number] for number in sorted(measured)]
+    write_text(out.with_suffix(".json"), json.dumps({"sizes": sizes}, indent=1) + "\n")
+    lines = [list(COLUMNS), ["---:"] * len(COLUMNS), *map(row_of, sizes)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    write_text(out.with_suffix(".md"), EXPLAINED.format(table=table))
+
+
+EXPLAINED = """\
+# A data generation run, measured
+
+`scripts/bench_datagen.py`: prompts with pictures, HTTP, checks and store are real; a server on the same machine takes
+the model's place. "Ideal" is what that many requests at a time can give at that server's pace; "peak" is the most
+memory that the process of the run ever held, "before the run" the most until its images were in the project.
+
+{table}
+"""
 
 
 # --- the server -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rapidfuzz import fuzz
 
@@ -294,5 +295,6 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
+@lru_cache(maxsize=4096)
 def _bare(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())

@@ -52,7 +52,7 @@ class OpenAIGenerator:
         """As :meth:`aura.datagen.records.Generator.generate`."""
         async with self._slots:
             prompt = await asyncio.to_thread(prompt_of, request, self.settings)
-            expected = expected_usage(request, self.settings)
+            expected = expected_usage(request, self.settings, prompt.text)
             bound = upper_bound(Usage(int(expected.input * self._surprise), expected.output), self.settings)
             charges = _Charges(self.api.ledger, bound, bound.cost(self.settings.price))
             try:
@@ -69,7 +69,11 @@ class OpenAIGenerator:
 
         async def attempt() -> str:
             await charges.reserve()
-            raw = await self.api.client.chat.completions.with_raw_response.create(**body, extra_headers=headers)
+            # The whole body as extra_body: the client walks through every typed argument, which costs more than all
+            # else about a request.
+            raw = await self.api.client.chat.completions.with_raw_response.create(
+                model=self.model, messages=[], extra_body=body, extra_headers=headers
+            )
             return raw.text
 
         try:

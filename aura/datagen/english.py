@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
 _ENGLISH = (
     "the of and to is it you that he was for are with as his they be at this have from or had by what there "
@@ -29,19 +30,23 @@ _OTHERS = (
     "i w na z do że się nie jest to co jak dla czy gdzie mogę możesz tu za przed",
 )
 ENGLISH = frozenset(_ENGLISH.split())
-OTHERS = tuple(frozenset(words.split()) for words in _OTHERS)
+_LANGUAGES: dict[str, list[int]] = {}
+for _language, _words in enumerate(_OTHERS):
+    for _word in set(_words.split()):
+        _LANGUAGES.setdefault(_word, []).append(_language)
 
 
 def not_english(text: str) -> str | None:
     """Why ``text`` is not English, or ``None``. Texts of fewer than three words are only judged by their script."""
     for letter in text:
-        if letter.isalpha() and not unicodedata.name(letter, "").startswith("LATIN"):
+        if not letter.isascii() and letter.isalpha() and not unicodedata.name(letter, "").startswith("LATIN"):
             return f"it holds the letter {letter!r}"
     words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower().replace("’", "'"))
     if len(words) < 3:
         return None
     english = sum(word.split("'")[0] in ENGLISH for word in words)
-    other = max(sum(word in language for word in words) for language in OTHERS)
+    others = Counter(language for word in words for language in _LANGUAGES.get(word, ()))
+    other = max(others.values(), default=0)
     if english == 0 and len(words) >= 4:
         return "it holds none of the common English words"
     return "its words are those of another language" if other > english else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from aura.datagen.api import ApiSettings
 from aura.datagen.costs import Usage, image_tokens, text_tokens
@@ -54,12 +55,21 @@ def dry_run(
     return Estimate(number, input_tokens, output_tokens, cost if known else None, most if known else None), tuple(shown)
 
 
-def expected_usage(request: GenerationRequest, settings: ApiSettings) -> Usage:
-    """Tokens that a request is expected to take, by the length of its text and the size of its picture."""
+def expected_usage(request: GenerationRequest, settings: ApiSettings, text: str | None = None) -> Usage:
+    """Tokens that a request is expected to take, by the length of its text and the size of its picture.
+
+    ``text`` is the user's text where it is known already; it is written anew without.
+    """
     width, height = sent_size(request.image.width, request.image.height, settings.image_side)
     picture = image_tokens(width, height, settings.detail, settings.image_tokens_base, settings.image_tokens_tile)
-    text = SYSTEM + user_text(request, settings.image_side) + json.dumps(response_format())
-    return Usage(text_tokens(text) + picture, min(request.pairs * settings.tokens_per_pair, settings.max_output_tokens))
+    text = user_text(request, settings.image_side) if text is None else text
+    tokens = text_tokens(SYSTEM + text + _schema())
+    return Usage(tokens + picture, min(request.pairs * settings.tokens_per_pair, settings.max_output_tokens))
+
+
+@cache
+def _schema() -> str:
+    return json.dumps(response_format())
 
 
 def upper_bound(expected: Usage, settings: ApiSettings) -> Usage:

@@ -184,7 +184,8 @@ class ImageTable(PairTable):
 
 
 def _image_record(image: AnnotatedImage) -> dict[str, Any]:
-    return {**asdict(image), "objects": [asdict(o) for o in image.objects]}
+    # Not asdict(), which copies every mask.
+    return {**vars(image), "objects": [vars(o) for o in image.objects]}
 
 
 def read_image(record: bytes) -> AnnotatedImage:
