@@ -7,8 +7,10 @@ a small language model can learn to give exactly that answer. Slots:
 ``{others}`` what hides it or what it is compared with, likewise; ``{context}`` a thing named without ``[SEG]``;
 ``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's verbs in a question
 and ``{do}`` in an answer, ``{other_phrase}`` and ``{other_do}`` those of a second one; ``{is}``, ``{look}`` and
-``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``; ``{degree}``
-how hidden the focus is; ``{side}`` and ``{most}`` words of place and size.
+``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``; ``{how_many}``
+"one", "two", ... ``{objects}``, ``{which}`` "thing", "two things", ..., ``{which_others}`` likewise: people who ask
+"which" mostly know how many they mean; ``{degree}`` how hidden the focus is; ``{side}`` and ``{most}`` words of place
+and size.
 """
 
 from __future__ import annotations
@@ -49,33 +51,34 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ("What could I {phrase}?", _COULD),
         ("What could I {phrase} here?", _COULD),
         ("What can I {phrase} in this picture?", _COULD),
-        ("Which of these things could I {phrase}?", _COULD),
-        ("Please show me what I could {phrase}.", _COULD),
-        ("I am looking for something to {phrase}.", _COULD),
+        ("Which {how_many} of these things could I {phrase}?", _COULD),
+        ("Which {which} could I {phrase}?", _COULD),
+        ("Please show me the {which} I could {phrase}.", _COULD),
+        ("I am looking for the {which} I could {phrase}.", _COULD),
         ("Is there something to {phrase}?", _YES),
-        ("Is there anything here that I could {phrase}?", _YES),
-        ("Can you find something I could {phrase}?", _YES),
+        ("Can you find the {which} I could {phrase}?", _YES),
     ),
     "situation": (
         ("{situation} What could help me?", _COULD),
-        ("{situation} What would you take?", _COULD),
-        ("{situation} What here is good for that?", _COULD),
+        ("{situation} Which {which} would you take?", _COULD),
+        ("{situation} Which {which} here {is} good for that?", _COULD),
         ("{situation} Is there anything for me?", _YES),
     ),
     "ability": (
         ("What {phrase}?", _CAN),
         ("What here {phrase}?", _CAN),
         ("What in this picture {phrase}?", _CAN),
-        ("Which of these things {phrase}?", _CAN),
-        ("Please show me what {phrase}.", _CAN),
+        ("Which {how_many} of these things {phrase}?", _CAN),
+        ("Which {which} {phrase}?", _CAN),
+        ("Please show me the {which} that {phrase}.", _CAN),
         ("Is there something that {phrase}?", _YES_CAN),
-        ("Is there anything here that {phrase}?", _YES_CAN),
-        ("Can you find something that {phrase}?", _YES_CAN),
+        ("Can you find the {which} that {phrase}?", _YES_CAN),
     ),
     "group": (
         ("Which {things} do you see?", "You can see {objects}."),
         ("What {things} are in this picture?", "You can see {objects}."),
-        ("Please show me the {things}.", "You can see {objects}."),
+        ("Please show me the {things}, {how_many} in all.", "You can see {objects}."),
+        ("There {is} {how_many} of the {things} here. Which?", "You can see {objects}."),
         ("Are there any {things} here?", "Yes, you can see {objects}."),
     ),
     "blocked": (
@@ -84,11 +87,11 @@ FORMS: dict[str, tuple[Form, ...]] = {
             "You could {do} {focus}, but {others} {others_are} in the way.",
         ),
         (
-            "What could I {phrase}, and what is in front of it?",
+            "What could I {phrase}, and which {which_others} {others_are} in front of it?",
             "You could {do} {focus}, and {others} {others_are} in front.",
         ),
         (
-            "Show me what I could {phrase}, and what hides it.",
+            "Show me what I could {phrase}, and the {which_others} in front of it.",
             "You could {do} {focus}, which {focus_is} hidden by {others}.",
         ),
     ),
@@ -114,25 +117,25 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "hidden_by": (
         ("What hides {thing}?", _HIDDEN_BY),
-        ("What is in front of {thing}?", _HIDDEN_BY),
+        ("Which {which_others} {others_are} in front of {thing}?", _HIDDEN_BY),
         ("Why can I not see all of {thing}?", _HIDDEN_BY),
     ),
     "in_front": (
         ("What is in front of {context}?", _FRONT),
-        ("Which things are in front of {context}?", _FRONT),
+        ("Which {which} {is} in front of {context}?", _FRONT),
         ("What hides a part of {context}?", "{objects} {hide} a part of {context}."),
-        ("What covers {context}?", "{objects} {hide} a part of {context}."),
-        ("What should I move to see all of {context}?", "You should move {objects}."),
+        ("Which {which} {hide} a part of {context}?", "{objects} {hide} a part of {context}."),
+        ("Which {which} should I move to see all of {context}?", "You should move {objects}."),
     ),
     "behind": (
         ("What is behind {context}?", _BEHIND),
-        ("What is hidden behind {context}?", _BEHIND),
-        ("Which things are behind {context}?", _BEHIND),
+        ("Which {which} {is} hidden behind {context}?", _BEHIND),
+        ("Which {which} {is} behind {context}?", _BEHIND),
         ("What would I see better without {context}?", "You would see {objects} better."),
     ),
     "behind_thing": (
         ("What is behind {thing}?", "{objects} {is} behind {focus}."),
-        ("What is hidden behind {thing}?", "{objects} {is} behind {focus}."),
+        ("Which {which} {is} hidden behind {thing}?", "{objects} {is} behind {focus}."),
     ),
     "most_hidden": (
         ("Which of {things} is hidden the most?", _MOST),
@@ -145,6 +148,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "most_hidden_by": (
         ("Which of {things} is hidden the most, and by what?", "{focus} {focus_is} hidden the most, by {others}."),
+        (
+            "Which of {things} is hidden the most, and by which {which_others}?",
+            "{focus} {focus_is} hidden the most, by {others}.",
+        ),
     ),
     "pair": (
         ("Which is hidden more, {thing} or {other_thing}?", "{focus} {focus_is} hidden more than {others}."),
@@ -152,8 +159,8 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "side": (
         ("What is {side}?", _SIDE),
-        ("Which things are {side}?", _SIDE),
-        ("Please show me everything {side}.", _SIDE),
+        ("Which {which} {is} {side}?", _SIDE),
+        ("Please show me the {which} {side}.", _SIDE),
     ),
     "extreme": (
         ("What is {most}?", _EXTREME),
@@ -168,18 +175,18 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ("What looks the {most} in this picture?", "{objects} {look} the {most}."),
     ),
     "visible": (
-        ("Which things are fully visible?", "{objects} {is} fully visible."),
         ("What does nothing hide?", "{objects} {is} fully visible."),
-        ("Which things can I see all of?", "{objects} {is} fully visible."),
+        ("Which {which} {is} fully visible?", "{objects} {is} fully visible."),
+        ("Which {which} can I see all of?", "{objects} {is} fully visible."),
     ),
     "hidden": (
-        ("Which things are hidden by something?", "{objects} {is} hidden by something."),
         ("What stands behind something else?", "{objects} {is} hidden by something."),
-        ("Which things can I not see all of?", "{objects} {is} hidden by something."),
+        ("Which {which} {is} hidden by something?", "{objects} {is} hidden by something."),
+        ("Which {which} can I not see all of?", "{objects} {is} hidden by something."),
     ),
     "mostly_hidden": (
         ("What is mostly hidden?", "{objects} {is} mostly hidden."),
-        ("Which things can I hardly see?", "{objects} {is} mostly hidden."),
+        ("Which {which} can I hardly see?", "{objects} {is} mostly hidden."),
     ),
     "everything": (
         ("What do you see?", "Here {is} {objects}."),
@@ -195,24 +202,24 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "then_use": (
         ("And what could I {phrase}?", _COULD),
-        ("And is there something to {phrase}?", _YES),
+        ("And which {which} could I {phrase}?", _COULD),
     ),
     "then_ability": (
         ("And what {phrase}?", _CAN),
-        ("And is there something that {phrase}?", _YES_CAN),
+        ("And which {which} {phrase}?", _CAN),
     ),
     "then_in_front": (
         ("And what is in front of it?", _FRONT),
-        ("What hides a part of it?", "{objects} {hide} a part of {context}."),
-        ("What should I move to see all of it?", "You should move {objects}."),
+        ("Which {which} {hide} a part of it?", "{objects} {hide} a part of {context}."),
+        ("Which {which} should I move to see all of it?", "You should move {objects}."),
     ),
     "then_behind": (
         ("And what is behind it?", _BEHIND),
-        ("What does it hide?", _BEHIND),
+        ("And which {which} {is} behind it?", _BEHIND),
     ),
     "then_hidden_by": (
         ("Is anything in front of it?", "Yes, {focus} {focus_is} {degree} by {others}."),
-        ("Does anything hide it?", "Yes, {focus} {focus_is} {degree} by {others}."),
+        ("Which {which_others} {others_are} in front of it?", _HIDDEN_BY),
     ),
     "then_visible": (
         ("Is anything in front of it?", "No, {focus} {focus_is} fully visible."),

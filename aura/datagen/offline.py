@@ -14,9 +14,10 @@ from aura.datagen.knowledge import names_category
 from aura.types import Conversation, Turn
 
 GENERATOR = "offline"
-VERSION = "1"
+VERSION = "2"
 MAX_PER_KIND = 2
 """Turns of one kind in an image while other kinds are left."""
+NUMBERS = ("one", "two", "three", "four")
 SEVERAL = 0.5
 """Answers with n objects are preferred by n to this power."""
 
@@ -109,6 +110,12 @@ class _Writer:
         slots = dict(idea.words)
         for slot, members in idea.parts.items():
             slots[slot] = facts.marked(members)
+        for slot, which in (("objects", "which"), ("others", "which_others")):
+            if slot in idea.parts:
+                number = NUMBERS[len(idea.parts[slot]) - 1]
+                slots[which] = "thing" if number == "one" else f"{number} things"
+        if "objects" in idea.parts:
+            slots["how_many"] = NUMBERS[len(idea.parts["objects"]) - 1]
         if "objects" in idea.parts:
             plural = facts.is_plural(idea.parts["objects"])
             slots.update({"is": "are"} if plural else {"is": "is"})

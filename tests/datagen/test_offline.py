@@ -123,6 +123,26 @@ def test_no_question_names_what_it_asks_for():
             assert not names_category(turn.question, category), turn
 
 
+def test_a_question_that_says_how_many_says_the_truth():
+    numbers = {"thing": 1, "one": 1, "two": 2, "three": 3, "four": 4}
+    # A "which" or "show me the" that is not about all the answer's objects is about those after the first.
+    told = re.compile(r"(?:which|the|is|are|in the picture,) (thing|one|two|three|four)\b", re.IGNORECASE)
+    checked = {1: 0, 2: 0, 3: 0}
+    for _, turn in each_turn():
+        asked = re.sub(r"the thing (?:that|I) .*?(?=,|\?|$)", "", turn.question)  # a description, not a number
+        asked = re.sub(r"which one is", "", asked, flags=re.IGNORECASE)
+        if re.match(r"(?:Please show me|I am looking for|Can you find) the ", turn.question):
+            asked = turn.question
+        for found in told.findall(asked):
+            count = numbers[found.lower()]
+            partly = (
+                "which" in asked[1:] or "and the" in asked or turn.answer.count("hidden") or "behind" in turn.answer
+            )
+            assert count == len(turn.objects) or (partly and count == len(turn.objects) - 1), turn
+            checked[count] = checked.get(count, 0) + 1
+    assert min(checked.values()) > 10, checked
+
+
 def test_no_question_occurs_twice_in_an_image():
     for _, turns in corpus():
         questions = [t.question for t in turns]
@@ -277,7 +297,7 @@ def test_other_images_get_other_questions_for_the_same_seed():
 def test_ids_and_provenance():
     conversations = generate_conversations(corpus()[3][0], seed=5, first_id=40)
     assert [c.id for c in conversations] == list(range(40, 40 + len(conversations)))
-    assert all(dict(c.provenance) == {"generator": "offline", "version": "1", "seed": 5} for c in conversations)
+    assert all(dict(c.provenance) == {"generator": "offline", "version": "2", "seed": 5} for c in conversations)
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 6, 17])
