@@ -74,8 +74,8 @@ smollm2: data ## Train with SmolLM2-135M on the mini benchmark (45 minutes on 2 
 	    --feature-cache $(MINI)/features --limit 60 --protocol teacher_forced --protocol generated_matched \
 	    --out runs/smollm2/eval
 
-table2-mini: data ## Table 2 on the mini benchmark, three seeds (about an hour on 2 cores)
-	$(PY) scripts/reproduce_table.py --table 2 --mini --out docs/results
+table2-mini: data ## Table 2 on the mini benchmark, three seeds (40 minutes on 2 cores)
+	$(PY) scripts/reproduce_table.py --table 2 --mini --jobs 2 --out docs/results
 
 full-size: setup ## One question through AURA-7B with SAM ViT-H at true size, random weights (19 GB of memory)
 	$(PY) scripts/check_full_size.py --out docs/results/full_size

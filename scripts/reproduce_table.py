@@ -1,6 +1,6 @@
 """Reproduce a table of the paper: train and evaluate its rows, print them beside the paper's numbers.
 
-    python scripts/reproduce_table.py --table 2 --mini                 the mini benchmark, three seeds, under an hour
+    python scripts/reproduce_table.py --table 2 --mini                 the mini benchmark, three seeds
     python scripts/reproduce_table.py --table 1 --predictions C2F-Seg=theirs.json
     python scripts/reproduce_table.py --table 4 --launcher "deepspeed --hostfile hosts.txt" --dry-run
 
@@ -56,13 +56,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=FILE",
         help="masks of another method, scored as a row; repeatable, two of one NAME and one kind of mask each make one",
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at once, each with its share of the cores; for CPUs"
+    )
     parser.add_argument("--found", action="store_true", help="train nothing, show what is finished")
     parser.add_argument("--dry-run", action="store_true", help="print the commands in their order")
     options = parser.parse_args(argv)
     if options.mini and options.table in (4, 5):
         parser.exit(2, f"{parser.prog}: {NO_MINI}\n")
-    if options.limit is not None and options.limit < 1:
-        parser.error(f"--limit must be positive, got {options.limit}")
+    for key in ("limit", "jobs"):
+        if (value := getattr(options, key)) is not None and value < 1:
+            parser.error(f"--{key} must be positive, got {value}")
     return options
 
 
@@ -78,12 +82,18 @@ def setting_of(options: argparse.Namespace) -> Setting:
     if not (CONFIGS / "aura_7b.yaml").is_file() or not Path("train_ds.py").is_file():
         raise ValueError("start it in the clone's folder, where train_ds.py and configs/ lie")
     deepspeed = "deepspeed" if shutil.which("deepspeed") else str(Path(sys.executable).with_name("deepspeed"))
-    if options.mini:
-        base, launcher = (CONFIGS / "mini.yaml", CONFIGS / "sweep_mini.yaml"), f"{deepspeed} --num_accelerators 1"
+    if options.mini:  # one process needs no launcher
+        base, launcher = (CONFIGS / "mini.yaml", CONFIGS / "sweep_mini.yaml"), shlex.quote(sys.executable)
         folder, data, images = "runs/tables_mini", "data/mini/mini_test.json", "data/mini/images/test"
     else:
         base, launcher = (CONFIGS / "aura_7b.yaml",), deepspeed
         folder, data, images = "runs/tables", "data/amodal_reason_seg/test.json", "data/coco"
+    launcher = shlex.split(options.launcher or launcher)
+    if options.jobs > 1 and Path(launcher[0]).name in ("deepspeed", "torchrun"):
+        raise ValueError(
+            f"--jobs {options.jobs} starts trainings side by side, and those of {launcher[0]} would meet on one port "
+            "and the same GPUs; leave out --jobs, or give --launcher python"
+        )
     return Setting(
         runs=options.runs or Path(folder),
         base=base,
@@ -91,7 +101,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         images=options.images or (Path(images) if options.data is None else None),
         extra=tuple(options.config),
         protocol=options.protocol,
-        launcher=tuple(shlex.split(options.launcher or launcher)),
+        launcher=tuple(launcher),
         eval_launcher=tuple(shlex.split(options.eval_launcher or shlex.quote(sys.executable))),
         limit=options.limit,
     )
@@ -145,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failures, code = [], 0
         if not options.found:
             try:
-                failures = sweep(runs, say=lambda line: print(line, flush=True))
+                failures = sweep(runs, say=lambda line: print(line, flush=True), jobs=options.jobs)
             except Stopped as stop:
                 print(f"reproduce_table.py: {stop}", file=sys.stderr)
                 code = stop.code

@@ -232,6 +232,42 @@ def test_sigterm_stops_the_training_behind_its_launcher_and_shows_what_there_is(
         os.kill(training, 0)
 
 
+PAIR = """
+deadline = time.monotonic() + 30
+while not all((here / name).is_file() for name in ("no_lora_0", "aura_0")):
+    (here / (folder.parent.name + "_0")).write_text(os.environ["OMP_NUM_THREADS"])
+    assert time.monotonic() < deadline, "the other run does not start before this one has ended"
+    time.sleep(0.02)
+"""
+
+
+def test_two_runs_at_once_share_the_cores(runs, monkeypatch, capsys):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (runs / "train.py").write_text(TRAIN.replace('(folder / "export").mkdir()', PAIR + '(folder / "export").mkdir()'))
+    assert main(arguments(runs, "--table", "3", "--seeds", "0", "--jobs", "2")) == 0
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert (runs / "aura_0").read_text() == (runs / "no_lora_0").read_text() == str(threads)
+    printed = capsys.readouterr().out
+    assert "[1/2] no_lora, seed 0: trained in" in printed and "[2/2] aura, seed 0: trained in" in printed
+
+
+def test_a_signal_reaches_all_that_run_at_once_and_starts_nothing_more(runs):
+    sweep, training = start(runs, "--seeds", "0,1", "--jobs", "2")
+    while len(calls(runs)) < 2:
+        time.sleep(0.02)
+    sweep.terminate()
+    printed = sweep.communicate(timeout=30)[0]
+    assert sweep.returncode == 128 + signal.SIGTERM and "FAILED" not in printed
+    assert sorted(calls(runs)) == ["train aura 0", "train no_lora 0"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(training, 0)
+
+
+def test_runs_at_once_need_a_launcher_of_one_process(runs, capsys):
+    assert main([*arguments(runs, "--table", "2", "--jobs", "2"), "--launcher", "deepspeed --num_gpus 1"]) == 2
+    assert "would meet on one port" in capsys.readouterr().err
+
+
 def test_found_trains_nothing(runs, capsys):
     assert main(arguments(runs, "--table", "2", "--found")) == 0
     assert calls(runs) == [] and "| neither | – | 43.55 | – | – |" in (runs / "table2_mini.md").read_text()
@@ -303,7 +339,9 @@ def test_the_mini_benchmark_cannot_make_tables_4_and_5(table, capsys):
     assert "the mini benchmark has one language model and one SAM" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "0,0"], ["--seeds", "a"], ["--table", "6"], ["--limit", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--seeds", "0,0"], ["--seeds", "a"], ["--table", "6"], ["--limit", "0"], ["--jobs", "0"]]
+)
 def test_wrong_options_are_refused(wrong, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--table", "2", *wrong])
