@@ -12,14 +12,17 @@ from typing import Any
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically; parent folders are made. A reader sees the old file or the new one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{path.parent} is, or lies below, a file; choose another folder") from error
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(_plain_mode())
+        Path(temporary).chmod(plain_mode())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -37,7 +40,7 @@ def write_json(path: str | Path, obj: Any, *, indent: int | None = None) -> None
     write_text(path, json.dumps(obj, indent=indent, separators=separators, allow_nan=False) + "\n")
 
 
-def _plain_mode() -> int:
+def plain_mode() -> int:
     """The mode a new file would have had: ``mkstemp`` makes files private, results should not be."""
     mask = os.umask(0)
     os.umask(mask)

@@ -124,6 +124,8 @@ def _compressed(rle: Mapping[str, Any]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"an RLE has 'size' [height, width] and 'counts', not {dict(rle)!r:.80}") from error
     if isinstance(counts, (list, tuple)):
+        if not all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in counts):
+            raise ValueError("the runs of the RLE must be whole numbers, none of them negative")
         total = sum(counts)
         if total != height * width:
             raise ValueError(f"the runs of the RLE add up to {total} pixels, its size is {height} x {width}")

@@ -25,7 +25,7 @@ from aura.config import Protocol
 from aura.masks import decode_rle
 from aura.metrics import AnswerScore, MaskPair, Masks, ObjectScore, blank, pair_by_overlap, score_object
 from aura.report import Report
-from aura.types import Rle, Sample, SegRecord
+from aura.types import AmodalObject, Rle, Sample, SegRecord
 
 Mask = Rle | np.ndarray
 TurnKey = tuple[int, int]
@@ -81,7 +81,7 @@ class Scorer:
     def add(self, sample: Sample, answers: Mapping[TurnKey, PredictedAnswer]) -> None:
         """Score all answers about one image."""
         used = {i for c in sample.conversations for turn in c.turns for i in turn.objects}
-        truth = {o.id: MaskPair(decode_rle(o.visible), decode_rle(o.amodal)) for o in sample.objects if o.id in used}
+        truth = {o.id: _true_masks(o, sample) for o in sample.objects if o.id in used}
         names = {o.id: o.category for o in sample.objects}
         for conversation in sample.conversations:
             for number, turn in enumerate(conversation.turns):
@@ -132,6 +132,7 @@ def score(
     *,
     protocol: Protocol = "teacher_forced",
     name: str = "predictions",
+    source: str = "",
 ) -> Report:
     """Score predictions made elsewhere. Each ``[SEG]`` without a prediction counts as predicted empty.
 
@@ -140,16 +141,17 @@ def score(
         predictions: In any order, at most one per conversation, turn and index.
         protocol: How predictions and objects are paired.
         name: The method's row in tables.
+        source: The file that the predictions come from, for errors.
 
     Raises:
-        ValueError: A prediction names a conversation, turn or (under ``teacher_forced``) index that the data set does
-            not have, comes twice, or holds masks of another size than the image.
+        ValueError: A true mask is damaged, or a prediction names a conversation, turn or (under ``teacher_forced``)
+            index that the data set does not have, comes twice, or holds masks of another size than the image.
     """
     images, lengths = _index(dataset)
     given: dict[TurnKey, dict[int, tuple[str, Prediction]]] = defaultdict(dict)
     masks: Masks = "both"
     for number, prediction in enumerate(predictions):
-        where = _name(number, prediction)
+        where = f"{source}: {_name(number, prediction)}" if source else _name(number, prediction)
         masks = prediction.kinds if number == 0 else masks
         _check_alike(prediction, masks, where)
         key = (prediction.conversation_id, prediction.turn)
@@ -169,6 +171,15 @@ def score(
         keys = [(c.id, number) for c in sample.conversations for number in range(len(c.turns))]
         scorer.add(sample, {key: _decode(sample, given[key]) for key in keys if key in given})
     return scorer.report(name)
+
+
+def _true_masks(obj: AmodalObject, sample: Sample) -> MaskPair:
+    try:
+        return MaskPair(decode_rle(obj.visible), decode_rle(obj.amodal))
+    except ValueError as error:
+        raise ValueError(
+            f"image {sample.image_id}, annotation {obj.id}: {error}; scripts/validate_dataset.py lists all such flaws"
+        ) from error
 
 
 def _index(dataset: Iterable[Sample]) -> tuple[dict[int, int], dict[TurnKey, int]]:

@@ -47,13 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"--compare takes NAME=REPORT, got {entry!r}")
             others[name] = read_figures(path)
         dataset = AmodalReasonSeg.load(options.data, None)
-        report = score(dataset, load_predictions(options.predictions), protocol=options.protocol, name=options.name)
+        predictions = load_predictions(options.predictions)
+        report = score(dataset, predictions, protocol=options.protocol, name=options.name, source=options.predictions)
+        show({**others, report.name: report.as_dict()})
+        if options.out:
+            report.write(options.out, beside=others)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show({**others, report.name: report.as_dict()})
-    if options.out:
-        report.write(options.out, beside=others)
     return 0
 
 

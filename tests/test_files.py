@@ -31,6 +31,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
+def test_a_file_in_a_folder_s_place_is_named(tmp_path):
+    (tmp_path / "taken").touch()
+    for path in (tmp_path / "taken" / "x.json", tmp_path / "taken" / "deeper" / "x.json"):
+        with pytest.raises(OSError, match=r"taken.* is, or lies below, a file"):
+            write_json(path, {})
+
+
 def test_json_refuses_what_is_not_json(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"rate": float("nan")})

@@ -76,6 +76,8 @@ def test_any_number_counts_as_inside_where_it_is_not_zero() -> None:
         ({"size": [3, 4], "counts": ""}, "add up to 0"),
         ({"size": [3, 4], "counts": "~~~"}, "damaged"),
         ({"size": [3, 4], "counts": 7}, "not int"),
+        ({"size": [3, 4], "counts": [6, "6"]}, "whole numbers"),
+        ({"size": [3, 4], "counts": [13, -1]}, "none of them negative"),
         ({"size": [3, 4]}, "'counts'"),
         ({"size": 3, "counts": "1"}, "'size'"),
     ],

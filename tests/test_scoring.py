@@ -198,6 +198,14 @@ def test_wrong_predictions_are_named(dataset, predictions, message) -> None:
         score(dataset, predictions)
 
 
+def test_the_file_of_a_wrong_prediction_and_the_record_of_a_damaged_truth_are_named(dataset) -> None:
+    with pytest.raises(ValueError, match=r"^theirs\.json: prediction 0 \(conversation 99"):
+        score(dataset, [Prediction(99, 0, 0, BLANK, BLANK)], source="theirs.json")
+    damaged = dataclasses.replace(dataset[1].objects[0], amodal={"size": list(SIZE), "counts": "~~"})
+    with pytest.raises(ValueError, match=r"^image 2, annotation 3: .*damaged.*validate_dataset\.py"):
+        score([dataclasses.replace(dataset[1], objects=(damaged,))], [])
+
+
 def test_a_conversation_id_must_be_unique(dataset) -> None:
     with pytest.raises(ValueError, match="conversation id 10 occurs twice"):
         score([dataset[0], dataset[0]], [])

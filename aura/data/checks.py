@@ -49,20 +49,26 @@ def problems(
 def shared_images(
     first: Mapping[str, Any], second: Mapping[str, Any], folders: tuple[Path, Path] | None = None
 ) -> list[Problem]:
-    """Images that two splits share: by id, by file name or, with the two ``folders``, by the pictures' bytes."""
-    found = []
-    ones, others = _image_records(first), _image_records(second)
-    for key, word in (("id", "id"), ("file_name", "file name")):
-        for value in sorted({str(r.get(key)) for r in ones} & {str(r.get(key)) for r in others}):
-            found.append(Problem(f"image {value}", f"both splits have an image of this {word}; keep it in one of them"))
-    if folders is not None:
-        known = {_digest(folders[0] / r["file_name"]): r for r in ones}
-        known.pop(None, None)
-        for record in others:
-            twin = known.get(_digest(folders[1] / record["file_name"]))
-            if twin is not None:
-                message = f"the picture equals image {twin.get('id')} of the other split; keep it in one of them"
-                found.append(Problem(f"image {record.get('id')}", message))
+    """Images that two splits share: by the pictures' bytes (with the two ``folders``), by id, or by file name.
+
+    One problem for each such image of the second split.
+    """
+    ones, found = _image_records(first), []
+    keys = {"id": "id", "file_name": "file name"}
+    taken = {key: {str(record.get(key)) for record in ones} for key in keys}
+    known = {} if folders is None else {_digest(folders[0] / record["file_name"]): record for record in ones}
+    for record in _image_records(second):
+        digest = None if folders is None else _digest(folders[1] / record["file_name"])
+        same = " and ".join(word for key, word in keys.items() if str(record.get(key)) in taken[key])
+        if digest is not None and digest in known:
+            message = f"the picture equals image {known[digest].get('id')} of the other split; keep it in one of them"
+        elif same and digest is not None:
+            message = f"the other split has an image of this {same}, with another picture; change the {same} of one"
+        elif same:
+            message = f"both splits have an image of this {same}; keep it in one of them"
+        else:
+            continue
+        found.append(Problem(f"image {record.get('id')}", message))
     return found
 
 

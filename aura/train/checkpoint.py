@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 from aura.config import Config
-from aura.files import write_json, write_text
+from aura.files import plain_mode, write_json, write_text
 from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 from aura.types import Sample
 
@@ -162,11 +163,11 @@ def read_state(checkpoint: Path, remedy: str = RESUME_ANOTHER) -> dict[str, Any]
     """
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-        files = state["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files, version = state["files"], state["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{checkpoint / STATE} cannot be read ({error}); {remedy}") from error
-    if state["format"] != FORMAT:
-        raise ValueError(f"{checkpoint} has format {state['format']}, this version reads {FORMAT}")
+    if version != FORMAT:
+        raise ValueError(f"{checkpoint} has format {version}, this version of AURA reads {FORMAT}; {remedy}")
     for name, size in files.items():
         file = checkpoint / name
         if not file.is_file() or file.stat().st_size != size:
@@ -175,8 +176,12 @@ def read_state(checkpoint: Path, remedy: str = RESUME_ANOTHER) -> dict[str, Any]
 
 
 def read_own_state(checkpoint: Path, process: Process) -> dict[str, Any]:
-    """This process's own part of a checkpoint."""
-    loaded: dict[str, Any] = torch.load(checkpoint / f"process_{process.rank}.pt", weights_only=True)
+    """This process's own part of a checkpoint; ValueError if it is damaged."""
+    file = checkpoint / f"process_{process.rank}.pt"
+    try:
+        loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())[:200]}); {RESUME_ANOTHER}") from error
     return loaded
 
 
@@ -264,6 +269,8 @@ def export(engine: Engine, processor: Processor, folder: Path, checkpoint: Path 
         with replaced_folder(folder) as unfinished:
             engine.module.save_pretrained(str(unfinished), state_dict=weights)  # type: ignore[operator]
             processor.save_pretrained(str(unfinished))
+            for file in unfinished.glob("*.safetensors"):  # written for the owner alone; a model is for others to read
+                file.chmod(plain_mode())
     wait_for_all(engine.process)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from aura.config import Config
 from aura.data.processor import Processor
+from aura.files import plain_mode
 from aura.model import AuraModel
 from aura.model.build import build_model
 from aura.train.checkpoint import FROZEN, STATE, frozen_digest, read_state, replaced_folder
@@ -296,7 +297,7 @@ def write_folder(model: AuraModel, processor: Processor, folder: Path, *, shard_
     if model.config.lora is not None:
         write_adapter(model, folder / ADAPTER)
     for file in folder.rglob("*.safetensors"):  # written for the owner alone; a model is for others to read
-        file.chmod((folder / "config.json").stat().st_mode)
+        file.chmod(plain_mode())
 
 
 def write_adapter(model: AuraModel, folder: Path) -> None:

@@ -217,7 +217,8 @@ def test_no_damage_makes_the_check_fail(document, value):
 
 def test_splits_that_share_pictures(document, tmp_path):
     other = copy.deepcopy(document)
-    assert [p.record for p in shared_images(document, other)] == ["image 1", "image 000001.jpg"]
+    (found,) = shared_images(document, other)
+    assert str(found) == "image 1: both splits have an image of this id and file name; keep it in one of them"
     other["images"][0].update(id=2, file_name="b.jpg")
     assert shared_images(document, other) == []
     for folder, name in (("one", "000001.jpg"), ("two", "b.jpg")):
@@ -228,3 +229,6 @@ def test_splits_that_share_pictures(document, tmp_path):
     assert str(found).startswith("image 2: the picture equals image 1 of the other split")
     (tmp_path / "two" / "b.jpg").write_bytes(b"another")
     assert shared_images(document, other, folders) == []
+    other["images"][0]["id"] = 1
+    (found,) = shared_images(document, other, folders)
+    assert str(found) == "image 1: the other split has an image of this id, with another picture; change the id of one"

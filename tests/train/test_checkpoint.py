@@ -155,6 +155,23 @@ def test_damaged_checkpoint_names_the_file(checkpoints, engine, damage):
         read_state(saved)
 
 
+@pytest.mark.parametrize(("text", "message"), [("[]", "cannot be read"), ('{"format": 7, "files": {}}', "format 7")])
+def test_a_checkpoint_of_another_version_is_explained(checkpoints, engine, text, message):
+    step(engine)
+    saved = save(checkpoints, engine)
+    (saved / "state.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{message}.*--train\.resume PATH"):
+        read_state(saved)
+
+
+def test_a_damaged_random_state_is_named(checkpoints, engine):
+    step(engine)
+    saved = save(checkpoints, engine)
+    (saved / "process_0.pt").write_bytes(bytes((saved / "process_0.pt").stat().st_size))
+    with pytest.raises(ValueError, match=r"process_0\.pt is damaged .*--train\.resume PATH"):
+        read_own_state(saved, checkpoints.process)
+
+
 def changed(**settings):
     return dataclasses.replace(CONFIG, train=dataclasses.replace(SETTINGS, **settings))
 
