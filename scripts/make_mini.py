@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
                 force=args.force,
                 on_image=bar.update,
             )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"make_mini.py: {error}", file=sys.stderr)
         return 2
     if summaries is None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from aura.data.photos import as_rgb
 from aura.types import ImageGeometry
 
 ClipResize = Literal["crop", "pad", "squash"]
@@ -28,7 +29,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "") -> Image.Image:
-    """``source`` as a fully decoded RGB image.
+    """``source`` as a fully decoded RGB image: transparent pixels white, 16-bit values divided by 256.
 
     An EXIF orientation is **not** applied: masks of annotated data refer to the stored pixels. Callers that show a
     photograph to a person rotate it first (``PIL.ImageOps.exif_transpose``).
@@ -41,7 +42,7 @@ def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "")
         ValueError: A file that is missing or cannot be decoded (named), or an array of another shape or type.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return as_rgb(source)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
             raise ValueError(
@@ -50,7 +51,7 @@ def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "")
             )
         return Image.fromarray(source).convert("RGB")
     with _open(Path(source), context) as image:
-        return image.convert("RGB")
+        return as_rgb(image)
 
 
 def image_size(path: str | Path, context: str = "") -> tuple[int, int]:

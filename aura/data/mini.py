@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from aura.data.pictures import DEFAULT_ASSETS, load_backgrounds, load_cutouts, split_backgrounds
-from aura.data.scenes import COMPOSER_VERSION, Background, Cutout, Scene, SceneObject, compose_scene
+from aura.data.scenes import COMPOSER_VERSION, MIN_FILL, Background, Cutout, Scene, SceneObject, compose_scene
 from aura.files import write_json
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 
@@ -139,7 +139,8 @@ def write_mini(
         A summary per split, or ``None`` if ``out`` already holds exactly this.
 
     Raises:
-        ValueError: Too few photographs, an unknown split, a size or number out of range.
+        ValueError: Too few photographs, a cut-out that no scene could show, an unknown split, a size, seed or number
+            out of range.
     """
     out = Path(out)
     for split, number in num_images.items():
@@ -149,6 +150,15 @@ def write_mini(
             raise ValueError(f"{split}: {number} images; this must be at least 1 and at most {IMAGES_PER_SPLIT}")
     if size < 64:
         raise ValueError(f"size {size}: objects in scenes below 64 pixels are too small to tell apart")
+    if seed < 0:
+        raise ValueError(f"seed {seed}: a seed is a whole number from 0")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder to write to")
+    if thin := [f"{c.category}/{c.name}" for c in cutouts if c.fill < MIN_FILL]:
+        raise ValueError(
+            f"{len(thin)} cut-outs, the first {thin[0]}, are too thin to be seen in a scene (opaque on less than "
+            f"{MIN_FILL:.1%} of the square around them); leave them out"
+        )
     recipe_file = {
         "composer": COMPOSER_VERSION,
         "num_images": dict(num_images),

@@ -28,9 +28,9 @@ def open_photo(source: str | Path | Image.Image | np.ndarray) -> Image.Image:
             wide, or another kind of array.
     """
     if isinstance(source, np.ndarray):
-        return _checked(_flatten(_from_array(source)), "the image array")
+        return _checked(as_rgb(_from_array(source)), "the image array")
     if isinstance(source, Image.Image):
-        return _flatten(ImageOps.exif_transpose(_checked(source, "the image")))
+        return as_rgb(ImageOps.exif_transpose(_checked(source, "the image")))
     path = Path(source)
     if not path.exists():
         raise ValueError(f"the image {path} does not exist")
@@ -47,14 +47,20 @@ def open_photo(source: str | Path | Image.Image | np.ndarray) -> Image.Image:
             raise ValueError(f"{path} is not an image that can be read ({_reason(error)})") from error
         with image:
             _checked(image, str(path))
+            if image.mode == "F":
+                raise ValueError(f"{path} holds floating-point numbers; save it with 8 bits per channel")
             try:
-                return _flatten(ImageOps.exif_transpose(image))
+                return as_rgb(ImageOps.exif_transpose(image))
             except Exception as error:  # decoders raise whatever a damaged file leads them to
                 raise ValueError(f"{path} is damaged ({_reason(error)}); use an intact copy") from error
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """To RGB, without PIL's clipping of 16-bit values and without the hidden colours of transparent pixels."""
+def as_rgb(image: Image.Image) -> Image.Image:
+    """To RGB, without PIL's clipping of 16-bit values and without the hidden colours of transparent pixels.
+
+    Raises:
+        ValueError: An image of floating-point numbers, whose range nobody knows.
+    """
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from aura.data.photos import as_rgb
 from aura.data.scenes import Background, Cutout
 
 DEFAULT_ASSETS = Path(__file__).resolve().parents[2] / "data" / "mini_assets"
@@ -55,7 +56,7 @@ def load_backgrounds(directory: str | Path | None = None) -> list[Background]:
     backgrounds = []
     for path in _pictures(root, "photographs"):
         name = path.relative_to(root).with_suffix("").as_posix()
-        picture = _no_larger(ImageOps.exif_transpose(_open(path)).convert("RGB"))
+        picture = _no_larger(as_rgb(ImageOps.exif_transpose(_open(path))))
         backgrounds.append(Background(name, name.split("__")[0], np.asarray(picture)))
     return backgrounds
 

@@ -27,6 +27,7 @@ MAX_ROTATION = 20.0  # degrees
 MAX_OCCLUSION = 0.9
 MIN_INSIDE = 0.6  # fraction of an object that lies inside the image
 MIN_VISIBLE_AREA = 160 / 192**2  # fraction of size x size; with less a person could not name the object
+MIN_FILL = MIN_VISIBLE_AREA / (0.75 * OBJECT_SIDE[1] ** 2)  # a cut-out with less never reaches that area
 NOT_MIRRORED = frozenset({"clock"})
 
 UInt8 = NDArray[np.uint8]

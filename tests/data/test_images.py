@@ -83,6 +83,17 @@ def test_images_of_every_mode_become_rgb(tmp_path):
     assert load_image(np.zeros((6, 8), dtype=np.uint8)).size == (8, 6)
 
 
+def test_deep_and_transparent_images_keep_what_is_seen_of_them(tmp_path):
+    values = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.png"))[..., 0], values >> 8)
+    Image.new("RGBA", (8, 6), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    assert (np.asarray(load_image(tmp_path / "clear.png")) == 255).all()
+    Image.new("F", (8, 6)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"image 3: .*float\.tiff .*floating-point"):
+        load_image(tmp_path / "float.tiff", "image 3: ")
+
+
 def test_orientation_in_exif_is_left_alone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -271,7 +271,12 @@ def test_a_complete_folder_is_left_alone_and_an_incomplete_or_other_one_made_aga
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
-    [({"size": 32}, "size 32"), ({"num_images": {"val": 0}}, "val: 0"), ({"num_images": {"pretrain": 1}}, "pretrain")],
+    [
+        ({"size": 32}, "size 32"),
+        ({"seed": -1}, "seed -1"),
+        ({"num_images": {"val": 0}}, "val: 0"),
+        ({"num_images": {"pretrain": 1}}, "pretrain"),
+    ],
 )
 def test_arguments_out_of_range(
     cutouts: list[Cutout], backgrounds: list[Background], tmp_path: Path, changes: dict[str, object], problem: str
@@ -280,6 +285,16 @@ def test_arguments_out_of_range(
     with pytest.raises(ValueError, match=problem):
         write_mini(tmp_path, cutouts, backgrounds, **arguments)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cutout_that_no_scene_could_show_is_named(backgrounds: list[Background], tmp_path: Path) -> None:
+    needle = np.zeros((2, 300, 4), np.uint8)
+    needle[1] = 255
+    with pytest.raises(ValueError, match="1 cut-outs, the first needle/a, are too thin"):
+        write_mini(tmp_path, [Cutout("needle", "a", needle)], backgrounds, num_images={"val": 1}, size=64)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        write_mini(tmp_path / "file", [Cutout("box", "a", needle[1:])], backgrounds, num_images={"val": 1}, size=64)
 
 
 def test_the_script_tells_what_it_made_and_when_there_is_nothing_to_do(
