@@ -33,6 +33,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.ask and args.image is None:
         parser.error("--ask needs --image FILE")
+    if args.max_new_tokens < 1:
+        parser.error(f"--max-new-tokens must be positive, got {args.max_new_tokens}")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out} is a file; give a folder")
     args.out = args.out or Path("runs/chat") / time.strftime("%Y%m%d-%H%M%S")
     return args
 

@@ -39,6 +39,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for key in ("limit", "batch_size", "num", "max_new_tokens"):
         if (value := getattr(options, key)) is not None and value < 1:
             parser.error(f"--{key.replace('_', '-')} must be positive, got {value}")
+    for key in ("out", "feature_cache"):
+        if (folder := getattr(options, key)) is not None and Path(folder).exists() and not Path(folder).is_dir():
+            parser.error(f"--{key.replace('_', '-')} {folder} is a file; give a folder")
     options.protocol = list(dict.fromkeys(options.protocol or ["teacher_forced"]))
     return options
 
@@ -50,10 +53,12 @@ def run(options: argparse.Namespace) -> None:
     from aura import ranks, tables
     from aura.data.amodal_reason_seg import AmodalReasonSeg
     from aura.evaluation import evaluate, open_cache
-    from aura.gallery import Gallery, PredictionFile
+    from aura.gallery import Gallery, PredictionFile, picture_format
     from aura.inference import Assistant
 
     logging.disable_progress_bar()
+    if options.contact_sheet:
+        picture_format(options.contact_sheet)  # an evaluation takes minutes; a wrong file name should not
     annotations, images = options.data, options.images
     if annotations is None:
         annotations, images = validation_split(options.checkpoint, images)

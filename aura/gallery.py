@@ -42,13 +42,22 @@ class Gallery:
         Raises:
             ValueError: No image had a question with objects, or the suffix is of no picture format.
         """
-        suffix = Path(path).suffix.lower()
-        formats = Image.registered_extensions()
-        if suffix not in formats:
-            raise ValueError(f"{path}: {suffix or 'no suffix'} is no picture format; call it .png")
         data = BytesIO()
-        contact_sheet(self.rows, title).save(data, format=formats[suffix])
+        contact_sheet(self.rows, title).save(data, format=picture_format(path))
         write_bytes(path, data.getvalue())
+
+
+def picture_format(path: str | Path) -> str:
+    """Pillow's name of the format that the suffix of ``path`` stands for.
+
+    Raises:
+        ValueError: It stands for none that Pillow writes.
+    """
+    suffix = Path(path).suffix.lower()
+    found = Image.registered_extensions().get(suffix)
+    if found not in Image.SAVE:
+        raise ValueError(f"{path}: {suffix or 'no suffix'} is no picture format; call it .png")
+    return found
 
 
 def sheet_row(sample: Sample, key: TurnKey, answer: PredictedAnswer) -> SheetRow:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import Cache
 
 from aura.data.answers import AnswerText, object_names
@@ -102,7 +103,7 @@ class Assistant:
             options["quantization_config"] = quantization_config(quantize, kind)
         try:
             model, info = AuraModel.from_pretrained(export, **options)
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{export} cannot be loaded ({reason}); export the run again") from error
         if missing := sorted(info["missing_keys"]):

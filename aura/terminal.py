@@ -146,7 +146,7 @@ class Terminal:
                 line = self._read("> " if self.session else "image file: ", typed)
                 if line is None or not self._obey(line):
                     break
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 failed = True
                 self._say(str(error), style="red")
             except KeyboardInterrupt:
@@ -189,11 +189,10 @@ class Terminal:
         self._say(f"overlay: {path}", style="dim")
 
     def _stream(self, piece: str) -> None:
-        # A model may write anything; only text may reach the terminal, which obeys control characters.
-        self.console.print(Text("".join(c for c in piece if c.isprintable() or c == "\n")), end="")
+        self.console.print(Text(_printable(piece)), end="")
 
     def _say(self, text: str, style: str | None = None) -> None:
-        self.console.print(Text(text, style=style or ""))
+        self.console.print(Text(_printable(text), style=style or ""))
 
     def _busy(self, what: str) -> Any:
         return self.console.status(what)
@@ -211,7 +210,7 @@ def objects_table(reply: Reply, pixels: int) -> Table:
         rate = "–" if obj.occlusion_rate is None else f"{obj.occlusion_rate:.0%}"
         table.add_row(
             Text(f"██ {index + 1}", style="rgb({},{},{})".format(*colour_of(index).rgb)),
-            Text(obj.name),
+            Text(_printable(obj.name)),
             rate,
             *(
                 cell
@@ -220,6 +219,11 @@ def objects_table(reply: Reply, pixels: int) -> Table:
             ),
         )
     return table
+
+
+def _printable(text: str) -> str:
+    """Text alone: a model may write anything, and a terminal obeys control characters."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
 
 
 def draw_reply(image: Image.Image, question: str, reply: Reply) -> bytes:

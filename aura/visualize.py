@@ -344,5 +344,5 @@ def _row_text(row: SheetRow) -> list[list[Word]]:
             for index, obj in enumerate(objects)
             for word in (Word(str(index + 1), index), Word(hidden_text(obj.occlusion_rate), colour=FAINT, glued=True))
         ]
-        parts += [rates] if rates else []
+        parts.append(rates or words("no object is marked", colour=FAINT))
     return [*parts, words(row.note, colour=FAINT)] if row.note else parts

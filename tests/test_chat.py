@@ -165,8 +165,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(say, answers):
     assert code == 0
 
 
+def test_a_file_that_cannot_be_written_does_not_end_the_conversation(say, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    _, printed = say("one?", f"/save {tmp_path}/taken/chat.json", "two?")
+    assert "taken is, or lies below, a file" in printed
+    assert printed.count("Take the bus") == 2
+
+
 def test_markup_in_an_answer_is_shown_and_control_characters_are_not(say, answers):
-    answers.append(Reply("[red]danger[/red] \x1b[2J", ()))
+    thing = ReplyObject("dan\x1bger", np.ones((40, 60), bool), None, None)
+    answers.append(Reply("[red]danger[/red] \x1b[2J", (thing,)))
     printed = say("one?")[1]
     assert "[red]danger[/red] [2J" in printed
     assert "\x1b" not in printed
@@ -227,7 +235,7 @@ def test_questions_come_from_a_pipe(export, street, out, capsys, monkeypatch):
         (["--checkpoint", "nowhere"], "nowhere does not exist"),
         (["--dtype", "fp8"], "fp8"),
         (["--device", "toaster"], "toaster"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be positive"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be positive"),
         (["--max-new-tokens", "many"], "many"),
         (["--imgae", "x"], "--imgae"),
     ],
@@ -252,8 +260,10 @@ def test_a_question_that_fails_and_a_folder_that_cannot_be_written(export, stree
     answers.append(ValueError("the question is empty"))
     assert chat.main([*arguments, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "chat.py: the question is empty"
-    assert chat.main([*arguments, "--out", str(tmp_path / "taken")]) == 2
-    assert "taken" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        chat.main([*arguments, "--out", str(tmp_path / "taken")])
+    assert end.value.code == 2
+    assert "taken is a file" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_one_shot_use_ends_with_130(export, street, out, answers):

@@ -127,7 +127,13 @@ def test_mistakes_are_one_line(run_folder, data, capsys, change, message) -> Non
     assert error.startswith("eval.py: ") and message in error and "\n" not in error
 
 
-@pytest.mark.parametrize("arguments", [["--limit", "0"], ["--protocol", "guess"], []])
+def test_a_picture_that_cannot_be_written_is_refused_before_the_evaluation(run_folder, data, capsys) -> None:
+    arguments = ["--checkpoint", str(run_folder), "--data", str(data), "--contact-sheet", "sheet.txt"]
+    assert program.main(arguments) == 2
+    assert capsys.readouterr().err == "eval.py: sheet.txt: .txt is no picture format; call it .png\n"
+
+
+@pytest.mark.parametrize("arguments", [["--limit", "0"], ["--protocol", "guess"], ["--out", __file__], []])
 def test_wrong_options_are_refused(arguments, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         program.main([*(["--checkpoint", "x"] if arguments else []), *arguments])

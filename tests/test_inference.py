@@ -282,7 +282,11 @@ def test_folders_that_hold_no_export_are_named(tmp_path, export):
         find_export(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"unfinished.*aura_processor.json is missing"):
         find_export(tmp_path / "unfinished")
-    (export / "model.safetensors").unlink()
+    weights = export / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"export cannot be loaded"):
+        Assistant.from_pretrained(export)
+    weights.unlink()
     with pytest.raises(ValueError, match=r"export cannot be loaded"):
         Assistant.from_pretrained(export)
     (export / "config.json").unlink()

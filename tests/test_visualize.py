@@ -8,7 +8,7 @@ from PIL import Image
 
 from aura.types import ReplyObject
 from aura.typesetting import PALETTE, Word, colour_of, text_width, words, wrap
-from aura.visualize import SheetRow, ShownObject, contact_sheet, hidden_text, overlay, paint
+from aura.visualize import SheetRow, ShownObject, _row_text, contact_sheet, hidden_text, overlay, paint
 
 
 def scene(height: int = 64, width: int = 96) -> tuple[np.ndarray, ReplyObject]:
@@ -100,6 +100,11 @@ def test_contact_sheet_has_a_line_per_question() -> None:
     assert two.height > 2 * one.height - 100
     with pytest.raises(ValueError, match="at least one row"):
         contact_sheet([])
+
+
+def test_an_answer_without_objects_says_so_on_the_sheet() -> None:
+    row = SheetRow(Image.new("RGB", (40, 30)), "What?", "The [SEG].", (), "Nothing.", ())
+    assert [word.text for part in _row_text(row)[2::2] for word in part] == ["no", "object", "is", "marked"] * 2
 
 
 def test_palette_names_and_colours_differ() -> None:
