@@ -49,6 +49,7 @@ class LoraSettings:
     def __post_init__(self) -> None:
         _require(self.r > 0, f"model.lora.r must be positive, got {self.r}")
         _require(0 <= self.dropout < 1, f"model.lora.dropout must be in [0, 1), got {self.dropout}")
+        _require(len(self.targets) > 0, "model.lora.targets is empty; name layers, or set model.lora.enabled to false")
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,10 @@ class LossSettings:
     spatial: float = 1.0
     mask_resolution: Literal["image", "decoder"] = "image"
 
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            _require(key == "mask_resolution" or value >= 0, f"loss.{key} must not be negative, got {value}")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -223,9 +228,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for key in ("steps", "micro_batch_size", "accumulation", "log_every", "keep_last"):
             _require(getattr(self, key) > 0, f"train.{key} must be positive, got {getattr(self, key)}")
-        for key in ("warmup_steps", "validate_every", "checkpoint_every", "grad_clip", "weight_decay"):
+        for key in ("warmup_steps", "validate_every", "checkpoint_every", "grad_clip", "weight_decay", "seed"):
             _require(getattr(self, key) >= 0, f"train.{key} must not be negative, got {getattr(self, key)}")
         _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
+        _require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must be in [0, 1), got {list(self.betas)}")
+        images = self.validate_images
+        _require(images is None or images > 0, f"train.validate_images must be positive or null, got {images}")
+        _require(
+            not self.offload_optimizer or self.zero_stage > 0,
+            "train.offload_optimizer needs ZeRO; set train.zero_stage to 1, 2 or 3",
+        )
         _require(
             self.warmup_steps < self.steps,
             f"train.warmup_steps ({self.warmup_steps}) must be smaller than train.steps ({self.steps})",
@@ -313,8 +325,33 @@ def _parse(argv: Sequence[str], prog: str) -> tuple[Config, bool]:
     sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
     for name, section in sections.items():
         parser.add_class_arguments(section, name)
+    _check_layers(argv)
     values = parser.instantiate(parser.parse_args(list(argv)))
     return Config(**{name: getattr(values, name) for name in sections}), values.print_config
+
+
+def _check_layers(argv: Sequence[str]) -> None:
+    """Raise ``ValueError``, with the file, for a layer whose form is not that of settings: the parser's own message
+    names neither the file nor the section."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[], type=Path)
+    for path in finder.parse_known_args(list(argv))[0].config:
+        try:
+            layer = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        _check_sections(layer, Config, f"{path}: ")
+
+
+def _check_sections(value: Any, section: type, where: str, prefix: str = "") -> None:
+    if not isinstance(value, dict):
+        name = prefix.rstrip(".") or "the file"
+        raise ValueError(f"{where}{name} must hold settings, 'name: value' line by line, not {value!r:.60}")
+    inner: dict[str, Any] = {
+        f.name: f.default_factory for f in dataclasses.fields(section) if dataclasses.is_dataclass(f.default_factory)
+    }
+    for name in value.keys() & inner.keys():
+        _check_sections(value[name], inner[name], where, f"{prefix}{name}.")
 
 
 def _one_line(error: Exception) -> str:

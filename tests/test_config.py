@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,13 @@ def test_yaml_round_trip_is_equal(tmp_path):
         (["--loss.mask_resolution", "huge"], "loss.mask_resolution"),
         (["--train.warmup_steps", "6000"], "train.warmup_steps"),
         (["--model.lora.dropout", "1.5"], "model.lora.dropout"),
+        (["--model.lora.targets", "[]"], "model.lora.targets"),
+        (["--loss.text", "-1"], "loss.text"),
+        (["--train.betas", "[0.9,1.0]"], "train.betas"),
+        (["--train.seed", "-1"], "train.seed"),
+        (["--train.validate_images", "0"], "train.validate_images"),
+        (["--train.offload_optimizer", "true", "--train.zero_stage", "0"], "train.zero_stage"),
+        (["--config"], "--config"),
         (["--model.masks", "amodal"], "model.spatial_occlusion"),
         (["--model.masks", "visible", "--model.spatial_occlusion", "false"], "model.occlusion_condition"),
         (
@@ -68,12 +76,25 @@ def test_load_config_puts_layers_over_each_other(tmp_path):
         load_config(first, str(tmp_path / "c.yaml"))
 
 
-@pytest.mark.parametrize(("text", "named"), [("train: {lrr: 1}", "lrr"), ("trian: {lr: 1}", "trian"), ("a: [", "YAML")])
-def test_a_mistake_in_a_file_names_file_and_key(tmp_path, text, named):
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("train: {lrr: 1}", "lrr"),
+        ("trian: {lr: 1}", "trian"),
+        ("a: [", r"bad\.yaml is not YAML"),
+        ("", r"bad\.yaml: the file must hold settings"),
+        ("train: 5", r"bad\.yaml: train must hold settings, .*not 5"),
+        ("model: {lora: [q_proj]}", r"bad\.yaml: model\.lora must hold settings"),
+    ],
+)
+def test_a_mistake_in_a_file_names_file_and_key(tmp_path, text, named, capsys):
     path = write(tmp_path / "bad.yaml", text)
-    with pytest.raises(ValueError, match=named if named != "YAML" else "pars") as error:
+    with pytest.raises(ValueError, match=named) as error:
         load_config(path)
     assert path in str(error.value)
+    with pytest.raises(SystemExit):
+        parse_config(["--config", path])
+    assert re.search(named, capsys.readouterr().err)
 
 
 def test_print_config_shows_the_resolved_yaml(capsys, tmp_path):
