@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import os
 import random
 import sys
@@ -60,12 +61,19 @@ def start_process(settings: TrainSettings) -> Process:
 def _import_deepspeed() -> Any:
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    library = logging.getLogger("DeepSpeed")
+    library.setLevel(logging.WARNING)
+    library.addFilter(_is_news)
     if not torch.cuda.is_available():
         # An empty table of compiled operators: on a CPU the shared-memory one would compile for minutes, and probing
         # for the others starts compilers too.
         deepspeed.ops.__compatible_ops__ = collections.defaultdict(bool)
     return deepspeed
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # Said at every start, and of no consequence: DeepSpeed asks its own scheduler too early.
+    return "learning rate from scheduler before it has started" not in record.getMessage()
 
 
 def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: str) -> dict[str, Any]:
@@ -118,12 +126,10 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings, process: Process) -> None:
-        if settings.offload_optimizer and settings.zero_stage == 0:
-            raise ValueError("train.offload_optimizer needs ZeRO; set --train.zero_stage 1, 2 or 3")
         deepspeed = _import_deepspeed()
         self.process = process
         self.zero_stage = settings.zero_stage
-        self._half = settings.precision != "fp32"
+        self._half, self._fp16 = settings.precision != "fp32", settings.precision == "fp16"
         self._grad_norm: float | None = None
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
@@ -163,7 +169,11 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """End a micro-batch; every ``accumulation``-th call is an optimizer step."""
+        """End a micro-batch; every ``accumulation``-th call is an optimizer step.
+
+        Raises:
+            FloatingPointError: The gradients are not finite (with fp16 such a step is skipped, and the scale lowered).
+        """
         last = self._engine.is_gradient_accumulation_boundary()
         if last and self.zero_stage == 0 and not self._half:  # here DeepSpeed clips but does not tell the norm
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -172,6 +182,11 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         if last and norm is not None:
             self._grad_norm = float(norm)
+        if last and not self._fp16 and not math.isfinite(self._grad_norm or 0.0):
+            raise FloatingPointError(
+                f"the gradients are not finite in optimizer step {self.steps}, though the loss was; lower --train.lr. "
+                "The last checkpoint is good"
+            )
 
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)

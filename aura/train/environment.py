@@ -30,6 +30,8 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Where bitsandbytes is installed, importing peft would make it advise a download that AURA does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Nothing is sharded by transformers, which would list every layer for it.
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     _keep_freed_memory()
 
 

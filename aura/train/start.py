@@ -9,7 +9,9 @@ from aura.config import Config, SplitSettings
 from aura.data.amodal_reason_seg import AmodalReasonSeg
 from aura.model.build import build_model
 from aura.train import engine
+from aura.train.checkpoint import Checkpoints
 from aura.train.trainer import Trainer
+from aura.train.validation import check_metric
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,6 +28,8 @@ def train(config: Config) -> int:
     """
     process = engine.start_process(config.train)
     try:
+        check_metric(config.train.best_metric)
+        Checkpoints(config.train.output_dir, config.train.keep_last, process).find(config.train.resume)
         engine.seed_everything(config.train.seed)
         samples, val_samples = load_split(config.data.train, "train"), None
         if config.data.val.annotations is not None:
@@ -40,14 +44,25 @@ def train(config: Config) -> int:
 
 
 def load_split(split: SplitSettings, name: str) -> AmodalReasonSeg:
-    """Read a split.
+    """Read a split, and look whether its pictures are there.
 
     Raises:
-        ValueError: Its annotations are not set, or not valid.
+        ValueError: Its annotations are not set, or not valid; a picture is missing; there is no conversation.
     """
     if split.annotations is None:
         raise ValueError(f"data.{name}.annotations is not set; give an AmodalReasonSeg JSON file")
-    return AmodalReasonSeg.load(split.annotations, split.images)
+    dataset = AmodalReasonSeg.load(split.annotations, split.images)
+    used = [sample for sample in dataset if sample.conversations]
+    if not used:
+        raise ValueError(
+            f"{split.annotations} (data.{name}) has no conversation; scripts/generate_questions.py writes some"
+        )
+    if missing := [sample for sample in used if not sample.image_path.is_file()]:
+        raise ValueError(
+            f"{split.annotations} (data.{name}): {len(missing)} of {len(used)} pictures do not exist, the first is "
+            f"{missing[0].image_path} of image {missing[0].image_id}; give their folder with data.{name}.images"
+        )
+    return dataset
 
 
 def refuse_leak(samples: AmodalReasonSeg, val_samples: AmodalReasonSeg) -> None:

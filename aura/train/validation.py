@@ -10,6 +10,7 @@ from aura.config import TrainSettings
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
 from aura.evaluation import evaluate
+from aura.metrics import summarise
 from aura.model import AuraModel
 from aura.train.engine import Process, rng_state, set_rng_state
 from aura.types import Sample
@@ -33,6 +34,21 @@ def validate(
     report = evaluate(model, processor, samples, "teacher_forced", cache=cache)
     set_rng_state(before)
     return {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
+
+
+def check_metric(key: str) -> None:
+    """Refuse, before a run begins, a ``train.best_metric`` that no validation measures or that falls as a model learns.
+
+    Raises:
+        ValueError: With the keys to choose from.
+    """
+    regions = {name: figures for name, figures in summarise([], []).items() if isinstance(figures, Mapping)}
+    known = [f"{region}.{name}" for region, figures in regions.items() for name in figures if name != "num_objects"]
+    known.append("seg_count_accuracy")
+    if key not in known:
+        raise ValueError(
+            f"train.best_metric: {key!r} cannot choose the best checkpoint; take one of {', '.join(known)}"
+        )
 
 
 def look_up(report: Mapping[str, Any], key: str) -> float | None:

@@ -112,9 +112,13 @@ def test_fp16_on_a_cpu_names_the_remedy(monkeypatch):
         start_process(settings(precision="fp16"))
 
 
-def test_offloading_without_zero_is_refused(process):
-    with pytest.raises(ValueError, match=r"zero_stage"):
-        Engine(network(), settings(offload_optimizer=True), process)
+@pytest.mark.parametrize("stage", [0, 2])
+def test_gradients_that_are_not_finite_stop_the_run(process, stage):
+    engine = Engine(network(), settings(zero_stage=stage, accumulation=1), process)
+    loss = engine(torch.ones(4, 3)).mul(0).square().sum().sqrt()  # 0, and its derivative is 0 / 0
+    engine.backward(loss)
+    with pytest.raises(FloatingPointError, match=r"gradients are not finite in optimizer step 1\b"):
+        engine.step()
 
 
 def test_configuration_follows_the_paper():
