@@ -7,7 +7,7 @@ its masks otherwise; COCOA holds one record per image and annotator, with all re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,6 +31,9 @@ COCOA = Layout("COCOA")
 KINS_2019 = Layout("KINS 2019", visible="inmodal_seg", invisible=None)
 KINS_2020 = Layout("KINS 2020", amodal="a_segm", visible="i_segm", invisible=None, bbox="a_bbox")
 
+LAYOUTS = {layout.name: layout for layout in (COCOA_CLS, COCOA, D2SA, KINS_2019, KINS_2020)}
+"""Every layout by its name."""
+
 AMODAL_FIELDS = {"visible_mask", "invisible_mask", "occlude_rate"}
 Tell = Callable[[str, str], None]
 """Called with a record ("annotation 12, region 3") and what is to be said about it."""
@@ -38,87 +41,96 @@ Tell = Callable[[str, str], None]
 
 def recognise(root: Mapping[str, Any]) -> Layout | None:
     """The layout of a parsed file; ``None`` if it holds no amodal annotations that are known here."""
-    annotations = root.get("annotations")
+    annotations, images = root.get("annotations"), root.get("images")
     if not isinstance(annotations, list):
         return None
-    for record in annotations:
-        if not isinstance(record, dict):
-            continue
-        if "regions" in record:
-            return COCOA
-        if KINS_2020.amodal in record:
-            return KINS_2020
-        if KINS_2019.visible in record:
-            return KINS_2019
-        if record.keys() & AMODAL_FIELDS and "segmentation" in record:
-            return D2SA if _are_d2s(root.get("images")) else COCOA_CLS
-    return None
+    found = next(filter(None, map(recognise_record, annotations)), None)
+    return D2SA if found == COCOA_CLS and are_d2s(images if isinstance(images, list) else ()) else found
 
 
-def _are_d2s(images: Any) -> bool:
-    names = (image.get("file_name") for image in islice(images, 20) if isinstance(image, dict)) if images else ()
+def recognise_record(record: Any) -> Layout | None:
+    """The layout that an annotation shows; D2SA's look as COCOA-cls's do. ``None`` for one that could be anything."""
+    if not isinstance(record, dict):
+        return None
+    if "regions" in record:
+        return COCOA
+    if KINS_2020.amodal in record:
+        return KINS_2020
+    if KINS_2019.visible in record:
+        return KINS_2019
+    return COCOA_CLS if record.keys() & AMODAL_FIELDS and "segmentation" in record else None
+
+
+def are_d2s(images: Iterable[Any]) -> bool:
+    """Whether image records are D2S's, by the first of them."""
+    names = (image.get("file_name") for image in islice(images, 20) if isinstance(image, dict))
     return any(isinstance(name, str) and name.rpartition("/")[2].startswith("D2S_") for name in names)
 
 
 @dataclass(frozen=True)
-class Regions:
-    """COCOA's regions as annotations of their own.
+class Region:
+    """A region of COCOA as an annotation of its own.
 
-    ``annotations`` are records as in COCOA-cls, numbered from 1 through the file; ``categories`` the distinct names;
-    ``where`` the place of each annotation id in the file; ``behind`` the ids that each id is in front of.
+    ``record`` is as in COCOA-cls, with the region's ``name`` made plain instead of a category; regions are numbered
+    through the file. ``where`` is its place in the file, ``behind`` the numbers of the regions that it is in front of.
     """
 
-    annotations: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    where: dict[int, str]
-    behind: dict[int, list[int]]
+    record: dict[str, Any]
+    where: str
+    behind: tuple[int, ...]
 
 
-def regions_of(records: Iterable[Any], *, with_stuff: bool, bad: Tell, note: Tell) -> Regions:
-    """The regions of COCOA's annotation records, of one annotator per image (the first in the file).
+def regions_of(
+    records: Iterable[Any], *, first_id: int = 1, with_stuff: bool, bad: Tell, note: Tell
+) -> Iterator[tuple[int, list[Region]]]:
+    """The regions of COCOA's annotation records, of one annotator per image (the first in the file), record by record.
 
     Args:
         records: ``root["annotations"]``.
+        first_id: Number of the first region.
         with_stuff: Take regions marked ``isStuff`` too (grass, sky); without, each is told to ``note``.
         bad: Told of what cannot be read.
         note: Told of what is left out for another reason.
+
+    Yields:
+        (the number that comes next, regions).
     """
-    found: list[dict[str, Any]] = []
-    where: dict[int, str] = {}
-    behind: dict[int, list[int]] = {}
-    seen: set[Any] = set()
-    following = 1
+    seen: set[str] = set()
     for position, record in enumerate(records):
         name = _name_of(record, position)
         if not isinstance(record, dict) or not isinstance(record.get("regions"), list):
             bad(name, "'regions' must be a list; correct the record or drop it")
             continue
-        regions, first_id = record["regions"], following
-        following += len(regions)
+        following = first_id + len(record["regions"])
         if str(record.get("image_id")) in seen:
             note(name, f"image {record.get('image_id')} has another annotator's regions already; these are not used")
+            yield following, []
+        else:
+            seen.add(str(record.get("image_id")))
+            yield following, _regions(record, name, first_id, with_stuff, bad, note)
+        first_id = following
+
+
+def _regions(
+    record: Mapping[str, Any], name: str, first_id: int, with_stuff: bool, bad: Tell, note: Tell
+) -> list[Region]:
+    found: list[tuple[dict[str, Any], str]] = []
+    by_order: dict[int, int] = {}
+    for index, region in enumerate(record["regions"]):
+        at, number = f"{name}, region {index + 1}", first_id + index
+        if not isinstance(region, dict):
+            bad(at, "it is not an object; correct or drop it")
             continue
-        seen.add(str(record.get("image_id")))
-        by_order: dict[int, int] = {}
-        for index, region in enumerate(regions):
-            at, number = f"{name}, region {index + 1}", first_id + index
-            if not isinstance(region, dict):
-                bad(at, "it is not an object; correct or drop it")
-                continue
-            order = region.get("order", index + 1)
-            if isinstance(order, int):
-                by_order[order] = number
-            if region.get("isStuff") and not with_stuff:
-                note(at, f"it is stuff ({region.get('name')!r:.40}); --with-stuff keeps it")
-                continue
-            where[number] = at
-            found.append({**region, "id": number, "image_id": record.get("image_id")})
-        behind |= _order(record.get("depth_constraint"), by_order, partial(note, name))
-    names = sorted({_category(region) for region in found})
-    numbers = {category: number for number, category in enumerate(names, start=1)}
-    annotations = [{**region, "category_id": numbers[_category(region)]} for region in found]
-    categories = [{"id": number, "name": category} for category, number in numbers.items()]
-    return Regions(annotations, categories, where, behind)
+        order = region.get("order", index + 1)
+        if isinstance(order, int):
+            by_order[order] = number
+        if region.get("isStuff") and not with_stuff:
+            note(at, f"it is stuff ({region.get('name')!r:.40}); --with-stuff keeps it")
+            continue
+        own = {"id": number, "image_id": record.get("image_id"), "name": _category(region)}
+        found.append(({**region, **own}, at))
+    behind = _order(record.get("depth_constraint"), by_order, partial(note, name))
+    return [Region(made, at, tuple(behind.get(made["id"], ()))) for made, at in found]
 
 
 def _name_of(record: Any, position: int) -> str:
