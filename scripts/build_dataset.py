@@ -20,7 +20,9 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -28,11 +30,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from aura.datagen.generate import Run, RunSummary
+from aura.datagen.generate import Books, Run, RunSummary
 from aura.datagen.project import checks_of, init_project, open_project, recheck, recipe_of, run_settings_of
 from aura.datagen.records import GenerationRequest
 from aura.datagen.settings import Commands, ProjectSettings, api_settings, run_command
 from aura.datagen.store import Status, Store
+
+if TYPE_CHECKING:
+    from aura.datagen.api import ApiSettings
 
 PROG = "build_dataset.py"
 CONSOLE = Console(highlight=False)
@@ -49,7 +54,13 @@ def init(settings: ProjectSettings, options: Namespace) -> int:
     """Make the project."""
     with _bar("images") as bar:
         task = bar.add_task("images", total=None)
-        summary = init_project(settings, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        summary = init_project(settings, progress=show)
+    for source, layout in zip(settings.sources, summary.layouts, strict=True):
+        _say(f"{source.annotations}: laid out as in {layout}")
     splits = ", ".join(f"{number} {name}" for name, number in sorted(summary.splits.items(), reverse=True))
     _say(f"{settings.database}: {splits} images ({summary.added} new)")
     left_out = {
@@ -72,6 +83,8 @@ def add_generate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the estimate and three prompts, send nothing")
     parser.add_argument("--max-cost", type=float, help="stop before all runs of the project cost more than this")
     parser.add_argument("--limit", type=int, help="take at most so many jobs")
+    parser.add_argument("--export-jsonl", metavar="DIR", help="send nothing; write the requests as batch files")
+    parser.add_argument("--import-jsonl", nargs="+", metavar="FILE", help="send nothing; read a batch runner's answers")
     parser.add_argument("--retry-failed", action="store_true", help="try images again that failed for good")
 
 
@@ -82,12 +95,19 @@ def generate(settings: ProjectSettings, options: Namespace) -> int:
     if options.max_cost is not None:
         api = {**settings.generator.api, "max_cost": options.max_cost}
         settings = dataclasses.replace(settings, generator=dataclasses.replace(settings.generator, api=api))
+    if sum(map(bool, (options.dry_run, options.export_jsonl, options.import_jsonl))) > 1:
+        raise ValueError("give one of --dry-run, --export-jsonl and --import-jsonl at a time")
     with open_project(settings) as store:
         if options.dry_run:
             return _dry_run(store, settings, options.limit)
         if options.retry_failed:
             _say(f"{store.retry_failed()} failed images are tried again")
-        summary = asyncio.run(_generate(store, settings, options.limit))
+        if options.export_jsonl:
+            return _export_jsonl(store, settings, options)
+        if options.import_jsonl:
+            summary = _import_jsonl(store, settings, options.import_jsonl)
+        else:
+            summary = asyncio.run(_generate(store, settings, options.limit))
         status = store.status()
         _say(
             f"{summary.answered} jobs answered, {summary.pairs} pairs, {summary.sent_back} sent back once, "
@@ -99,7 +119,10 @@ def generate(settings: ProjectSettings, options: Namespace) -> int:
             CONSOLE.print(Text(f"image {image_id} failed: {reason}: {detail}", style="red"), soft_wrap=True)
         if status.images["failed"]:
             _say(f"{status.images['failed']} images failed in all; generate --retry-failed tries them again")
-    return 1 if summary.stopped or status.images["failed"] else 0
+        if options.import_jsonl and status.images["pending"]:
+            _say(f"{status.images['pending']} images wait for an answer; generate --export-jsonl writes their requests")
+    in_part = summary.stopped or status.images["failed"] or (options.import_jsonl and status.images["pending"])
+    return 1 if in_part else 0
 
 
 async def _generate(store: Store, settings: ProjectSettings, limit: int | None) -> RunSummary:
@@ -147,6 +170,52 @@ async def _generate(store: Store, settings: ProjectSettings, limit: int | None) 
             await generator.close()
 
 
+def _export_jsonl(store: Store, settings: ProjectSettings, options: Namespace) -> int:
+    """Write what a run would ask as files for a batch runner."""
+    api = _api_of(settings)
+    if options.max_cost is not None:
+        raise ValueError("--max-cost cannot hold back a runner of your own; leave it out, and see --dry-run")
+    from aura.datagen.jsonl import export_jsonl
+
+    with _bar("requests") as bar:
+        files, failures = export_jsonl(bar.track(_requests(store, settings, options.limit)), options.export_jsonl, api)
+    for failure in failures[:5]:
+        CONSOLE.print(Text(f"image {failure.image_id}: {failure.reason}: {failure.detail}", style="red"))
+    if failures:
+        _say(f"{len(failures)} images were left out")
+    if not files:
+        _say("there is nothing to ask")
+        return 1 if failures else 0
+    _say(f"the requests are in {files[0]}" + (f" to {files[-1].name}" if len(files) > 1 else ""))
+    _say("give the answers to generate --import-jsonl; images without one are asked about again by the next export")
+    return 1 if failures else 0
+
+
+def _import_jsonl(store: Store, settings: ProjectSettings, paths: list[str]) -> RunSummary:
+    """Take the answers of a batch runner as if they had just come."""
+    api = _api_of(settings)
+    from aura.datagen.jsonl import import_jsonl
+
+    recipe = recipe_of(settings)
+    with _bar("answers") as bar:
+        books = Books(store, check=checks_of(settings), settings=run_settings_of(settings))
+        for path in paths:
+            answers = import_jsonl(path, store.waiting(recipe), api)
+            for request, came in bar.track(answers, description=Path(path).name):
+                job = store.claim_image(request.image.image_id, recipe)
+                if job is not None and job.key == request.key:
+                    books.settle(job, came)
+                elif job is not None:
+                    store.release(job)
+    return books.summary
+
+
+def _api_of(settings: ProjectSettings) -> ApiSettings:
+    if settings.generator.kind == "offline":
+        raise ValueError("the offline generator asks nobody; set generator.kind to openai-batch, and the model")
+    return api_settings(settings.generator.api)
+
+
 def _dry_run(store: Store, settings: ProjectSettings, limit: int | None) -> int:
     if settings.generator.kind == "offline":
         _say(f"{store.status().images['pending']} images; the offline generator sends nothing and costs nothing")
@@ -167,11 +236,8 @@ def _dry_run(store: Store, settings: ProjectSettings, limit: int | None) -> int:
 
 
 def _requests(store: Store, settings: ProjectSettings, limit: int | None) -> Iterator[GenerationRequest]:
-    """What a run would ask first about each image that waits."""
-    for number, stored in enumerate(image for image in store.images() if image.state == "pending"):
-        if number == limit:
-            return
-        yield GenerationRequest(stored.image, stored.picture, pairs=settings.generator.pairs_per_image)
+    """What a run would ask now about each image that waits."""
+    return islice(store.waiting(recipe_of(settings)), limit)
 
 
 # --- check and status -------------------------------------------------------------------------------------------------

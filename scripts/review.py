@@ -55,6 +55,7 @@ def add_annotator(store: Store, settings: ProjectSettings, options: Namespace) -
     known = {person.name.casefold() for person in store.reviews.annotators()}
     for name in options.names:
         if options.if_missing and " ".join(name.split()).casefold() in known:
+            print(f"{name} is there already; `{PROG} new-token {name!r}` replaces a lost token", file=sys.stderr)
             continue
         _tell(name, store.reviews.add_annotator(name))
 

@@ -35,7 +35,8 @@ class ApiSettings:
     for nothing: the answer is checked all the same. ``timeout`` in seconds for one attempt; ``retries`` after the first
     attempt, for connection errors, 408, 409, 429 and 5xx; ``max_wait`` is the longest pause in seconds that a service
     may ask for. ``prices`` by model name. ``image_tokens_base`` and ``image_tokens_tile`` are GPT-4o's and only serve
-    estimates; ``tokens_per_pair`` is the expected length of one pair.
+    estimates; ``tokens_per_pair`` is the expected length of one pair. Of ``openai-batch`` only: ``linger`` seconds
+    after its last request a batch is submitted, and every ``poll_every`` seconds it is looked at.
     """
 
     model: str = "gpt-4o"
@@ -58,12 +59,14 @@ class ApiSettings:
     image_tokens_base: int = 85
     image_tokens_tile: int = 170
     tokens_per_pair: int = 80
+    linger: float = 5.0
+    poll_every: float = 60.0
 
     def __post_init__(self) -> None:
-        for key in ("image_side", "max_output_tokens", "concurrency", "timeout", "tokens_per_pair"):
+        for key in ("image_side", "max_output_tokens", "concurrency", "timeout", "tokens_per_pair", "poll_every"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
-        for key in ("retries", "max_wait", "image_tokens_base", "image_tokens_tile"):
+        for key in ("retries", "max_wait", "image_tokens_base", "image_tokens_tile", "linger"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
         if not 1 <= self.jpeg_quality <= 95:

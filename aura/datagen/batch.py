@@ -54,7 +54,7 @@ class _Part:
 
 
 class BatchGenerator:
-    """Requests are gathered into a batch until it is full or none has come for ``linger`` seconds.
+    """Requests are gathered into a batch until it is full or none has come for a while (``settings.linger``).
 
     ``concurrency`` requests wait side by side, so that is the size of a batch at most.
     """
@@ -67,8 +67,6 @@ class BatchGenerator:
         folder: str | Path,
         *,
         spent: float = 0.0,
-        linger: float = 5.0,
-        poll_every: float = 60.0,
         concurrency: int = 2000,
         max_lines: int = MAX_LINES,
         max_bytes: int = MAX_BYTES,
@@ -88,7 +86,6 @@ class BatchGenerator:
         except OSError as error:
             self._lock.close()
             raise ValueError(f"{self.folder} is in use by another run; give this one a folder of its own") from error
-        self._linger, self._poll_every = linger, poll_every
         self._max_lines, self._max_bytes = max_lines, max_bytes
         self._answers: dict[str, asyncio.Future[Where]] = {}
         self._bounds: dict[str, float] = {}
@@ -159,7 +156,7 @@ class BatchGenerator:
         self._open[1].bounds[key] = most
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._linger, self._flush)
+        self._timer = asyncio.get_running_loop().call_later(self.settings.linger, self._flush)
 
     def _expect(self, key: str) -> asyncio.Future[Where]:
         answer: asyncio.Future[Where] = asyncio.get_running_loop().create_future()
@@ -272,7 +269,7 @@ class BatchGenerator:
             batch = await self.api.patiently(lambda: client.batches.retrieve(part.batch_id))
             if batch.status in _TERMINAL:
                 break
-            await asyncio.sleep(self._poll_every)
+            await asyncio.sleep(self.settings.poll_every)
         part.ended = batch.status
         if batch.status == "failed":
             part.status = "failed"

@@ -93,7 +93,9 @@ def _size(figures: Mapping[str, Mapping[str, Any]]) -> str:
 def _splits(project: Mapping[str, Any]) -> str:
     split = project.get("split", {})
     lines = [
-        f"- `{source['annotations']}`: " + (f"all in `{source['split']}`" if source.get("split") else "divided")
+        f"- `{source['annotations']}`"
+        + (f" ({source['layout']}): " if source.get("layout") else ": ")
+        + (f"all in `{source['split']}`" if source.get("split") else "divided")
         for source in project.get("sources", [])
     ]
     for name in ("train", "test"):

@@ -72,16 +72,56 @@ class RunSummary:
 
 
 @dataclass
-class Run:
-    """One run over a store. ``progress`` is told after every job."""
+class Books:
+    """Checks and stores what jobs end with. ``progress`` is told after every job."""
 
     store: Store
+    check: Check | None = field(default=None, kw_only=True)
+    settings: RunSettings = field(default_factory=RunSettings, kw_only=True)
+    progress: Callable[[RunSummary], None] = field(default=lambda summary: None, kw_only=True)
+    summary: RunSummary = field(default_factory=RunSummary, init=False)
+
+    def settle(self, job: Job, came: GenerationResult | GenerationFailure) -> None:
+        """Store what came back for a claimed job."""
+        if isinstance(came, GenerationResult):
+            self._answer(job, came)
+        else:
+            self._fail(job, came)
+        self.progress(self.summary)
+
+    def _answer(self, job: Job, result: GenerationResult) -> None:
+        problems: Sequence[Sequence[PairProblem]] = ()
+        if self.check is not None:
+            rejected = {draft for draft, _ in job.rejected}
+            kept = [draft for draft in job.context if draft not in rejected] if job.round else None
+            problems = self.check(job.image, result.pairs, kept)
+        if not self.store.answer(job, result, problems, send_back=self.settings.send_back):
+            self.summary.duplicates += 1
+            return
+        self.summary.answered += 1
+        self.summary.pairs += len(result.pairs) if job.round == 0 else 0
+        sent_back = sum(map(bool, problems)) if job.round == 0 and self.settings.send_back else 0
+        self.summary.sent_back += sent_back
+        self.summary.finished += not sent_back
+        if job.answer is None:
+            self.summary.cost += result.cost
+
+    def _fail(self, job: Job, failure: GenerationFailure) -> None:
+        settings = self.settings
+        delay = settings.retry_delay * 2 ** max(job.attempt - 1, 0)
+        self.summary.cost += failure.cost
+        if self.store.fail(job, failure, max_attempts=settings.max_attempts, delay=delay):
+            self.summary.retried += 1
+        else:
+            self.summary.failed += 1
+
+
+@dataclass
+class Run(Books):
+    """One run of a generator over a store."""
+
     generator: Generator
     recipe: Recipe
-    check: Check | None = None
-    settings: RunSettings = field(default_factory=RunSettings)
-    progress: Callable[[RunSummary], None] = lambda summary: None
-    summary: RunSummary = field(default_factory=RunSummary, init=False)
 
     def stop(self, why: str) -> None:
         """Take no further jobs; what is under way is finished. May be called from a signal handler."""
@@ -149,39 +189,13 @@ class Run:
         try:
             result = job.answer or await self.generator.generate(request_of(job))
         except GenerationError as error:
-            self._fail(job, error.failure)
+            self.settle(job, error.failure)
         except GenerationStopped as stopped:
             self.store.release(job)
             self.stop(str(stopped))
+            self.progress(self.summary)
         else:
-            self._answer(job, result)
-        self.progress(self.summary)
-
-    def _answer(self, job: Job, result: GenerationResult) -> None:
-        problems: Sequence[Sequence[PairProblem]] = ()
-        if self.check is not None:
-            rejected = {draft for draft, _ in job.rejected}
-            kept = [draft for draft in job.context if draft not in rejected] if job.round else None
-            problems = self.check(job.image, result.pairs, kept)
-        if not self.store.answer(job, result, problems, send_back=self.settings.send_back):
-            self.summary.duplicates += 1
-            return
-        self.summary.answered += 1
-        self.summary.pairs += len(result.pairs) if job.round == 0 else 0
-        sent_back = sum(map(bool, problems)) if job.round == 0 and self.settings.send_back else 0
-        self.summary.sent_back += sent_back
-        self.summary.finished += not sent_back
-        if job.answer is None:
-            self.summary.cost += result.cost
-
-    def _fail(self, job: Job, failure: GenerationFailure) -> None:
-        settings = self.settings
-        delay = settings.retry_delay * 2 ** max(job.attempt - 1, 0)
-        self.summary.cost += failure.cost
-        if self.store.fail(job, failure, max_attempts=settings.max_attempts, delay=delay):
-            self.summary.retried += 1
-        else:
-            self.summary.failed += 1
+            self.settle(job, result)
 
 
 def request_of(job: Job) -> GenerationRequest:

@@ -101,7 +101,7 @@ class ImageTable(PairTable):
         added = 0
         with self.database.write() as cursor:
             for entry in entries:
-                content = json.dumps(_image_record(entry.image), sort_keys=True)
+                content = _content(entry.image)
                 digest = digest_of(content, entry.picture_sha256)
                 cursor.execute(
                     "INSERT OR IGNORE INTO images (image_id, source, split, file_name, digest, picture_sha256, "
@@ -183,9 +183,14 @@ class ImageTable(PairTable):
         return Path(self.sources[row["source"]].images) / row["file_name"]
 
 
-def _image_record(image: AnnotatedImage) -> dict[str, Any]:
+def _content(image: AnnotatedImage) -> str:
     # Not asdict(), which copies every mask.
-    return {**vars(image), "objects": [vars(o) for o in image.objects]}
+    return json.dumps({**vars(image), "objects": [vars(o) for o in image.objects]}, sort_keys=True)
+
+
+def write_image(image: AnnotatedImage) -> bytes:
+    """An image in the form in which it is stored."""
+    return zlib.compress(_content(image).encode())
 
 
 def read_image(record: bytes) -> AnnotatedImage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from sqlite3 import Cursor, Row
@@ -16,13 +16,9 @@ from typing import Any
 
 from aura.data.sources import AnnotatedImage
 from aura.datagen.database import Database
-from aura.datagen.images import ImageTable, digest_of, read_image
+from aura.datagen.images import CHUNK, ImageTable, digest_of, read_image
 from aura.datagen.leases import is_dead, own_name
-from aura.datagen.records import (
-    GenerationResult,
-    PairDraft,
-    RejectedPair,
-)
+from aura.datagen.records import GenerationRequest, GenerationResult, PairDraft, RejectedPair
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,15 @@ class Job:
     answer: GenerationResult | None = None
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done about an image now, whoever does it; as in :class:`Job`."""
+
+    key: str
+    context: tuple[PairDraft, ...]
+    rejected: tuple[RejectedPair, ...]
+
+
 class JobTable(ImageTable):
     """Claiming jobs; ``owner`` is the name of this process."""
 
@@ -84,6 +89,33 @@ class JobTable(ImageTable):
             ).fetchall()
             return [self._claim(cursor, row, recipe, now, now + lease_seconds) for row in rows]
 
+    def claim_image(self, image_id: int, recipe: Recipe, *, lease_seconds: float = 300.0) -> Job | None:
+        """Take one image that waits, as :meth:`claim` does; ``None`` if it does not wait, or somebody has it."""
+        now = self.clock()
+        with self.database.write() as cursor:
+            sql = "SELECT * FROM images WHERE state = 'pending' AND owner IS NULL AND image_id = ?"
+            row = cursor.execute(sql, [image_id]).fetchone()
+            return None if row is None else self._claim(cursor, row, recipe, now, now + lease_seconds)
+
+    def waiting(self, recipe: Recipe) -> Iterator[GenerationRequest]:
+        """What is to be asked about the images that nobody works on, a few in memory at a time; takes none."""
+        with self.database.write() as cursor:
+            self._take_back(cursor, self.clock())
+        last = 0
+        sql = "SELECT * FROM images WHERE state = 'pending' AND owner IS NULL AND id > ? ORDER BY id LIMIT ?"
+        while rows := self.database.rows(sql, [last, CHUNK]):
+            last = rows[-1]["id"]
+            for row in rows:
+                work = self._work(row, recipe)
+                yield GenerationRequest(
+                    image=read_image(row["record"]),
+                    picture=self._picture(row),
+                    pairs=len(work.rejected) or recipe.pairs,
+                    rejected=work.rejected,
+                    context=work.context,
+                    key=work.key,
+                )
+
     def _take_back(self, cursor: Cursor, now: float) -> None:
         dead = [
             row["owner"]
@@ -103,32 +135,36 @@ class JobTable(ImageTable):
         )
 
     def _claim(self, cursor: Cursor, row: Row, recipe: Recipe, now: float, lease: float) -> Job:
-        context, rejected = self._sent_back(row["image_id"]) if row["round"] else ((), ())
-        key = digest_of(row["digest"], asdict(recipe), row["round"], [_rejected_record(r) for r in rejected])
-        paid = cursor.execute("SELECT * FROM calls WHERE key = ? AND outcome = 'answered'", [key]).fetchone()
+        work = self._work(row, recipe)
+        paid = cursor.execute("SELECT * FROM calls WHERE key = ? AND outcome = 'answered'", [work.key]).fetchone()
         cursor.execute(
             "INSERT INTO calls (image, round, key, owner, started, generator, model, prompt_version) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [row["id"], row["round"], key, self.owner, now, recipe.generator, recipe.model, recipe.prompt_version],
+            [row["id"], row["round"], work.key, self.owner, now, recipe.generator, recipe.model, recipe.prompt_version],
         )
         call = int(cursor.lastrowid or 0)
         cursor.execute(
             "UPDATE images SET owner = ?, lease = ?, attempts = attempts + 1, key = ? WHERE id = ?",
-            [self.owner, lease, key, row["id"]],
+            [self.owner, lease, work.key, row["id"]],
         )
         return Job(
             order=row["id"],
             call=call,
-            key=key,
+            key=work.key,
             round=row["round"],
             attempt=row["attempts"] + 1,
             image=read_image(row["record"]),
             picture=self._picture(row),
-            pairs=len(rejected) or recipe.pairs,
-            rejected=rejected,
-            context=context,
+            pairs=len(work.rejected) or recipe.pairs,
+            rejected=work.rejected,
+            context=work.context,
             answer=None if paid is None else _read_result(paid, row["image_id"]),
         )
+
+    def _work(self, row: Row, recipe: Recipe) -> _Work:
+        context, rejected = self._sent_back(row["image_id"]) if row["round"] else ((), ())
+        key = digest_of(row["digest"], asdict(recipe), row["round"], [_rejected_record(r) for r in rejected])
+        return _Work(key, context, rejected)
 
     def _sent_back(self, image_id: int) -> tuple[tuple[PairDraft, ...], tuple[RejectedPair, ...]]:
         """All pairs of an image, and those that failed with what is wrong, by position."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -82,25 +82,33 @@ def export_jsonl(
 
 
 def import_jsonl(
-    paths: Iterable[str | Path], find: Callable[[str], GenerationRequest | None], settings: ApiSettings
-) -> Iterator[tuple[str, GenerationResult | GenerationFailure]]:
-    """Read answer files of a batch runner: one (key, result or failure) for each known key, the first line counting.
+    path: str | Path, requests: Iterable[GenerationRequest], settings: ApiSettings
+) -> Iterator[tuple[GenerationRequest, GenerationResult | GenerationFailure]]:
+    """Read an answer file of a batch runner: a result or failure for each of ``requests`` that has a line.
 
-    ``find`` gives the request of a key, ``None`` for a key it does not know. Lines that are damaged, unknown or
-    repeated are left out, with a warning in the log. Keys without any line do not come; they are still to be done.
+    Of several lines the first counts. Damaged and repeated lines, and those of none of ``requests``, are left out, with
+    a warning in the log. Requests without a line do not come; they are still to be done. In memory are the keys of the
+    file, and one answer.
+
+    Raises:
+        ValueError: The file cannot be read.
     """
-    seen: set[str] = set()
-    for path in map(Path, paths):
-        for key, where in index_answers([path]).items():
-            request = find(key)
-            if request is None or key in seen:
-                log.warning("%s: the key %r is %s; its line is left out", path, key, "known" if request else "unknown")
-                continue
-            seen.add(key)
+    try:
+        answers = index_answers([Path(path)])
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    for request in requests:
+        where = answers.pop(request.key, None)
+        if where is not None:
             try:
-                yield key, read_answer(where, request, settings)
+                yield request, read_answer(where, request, settings)
             except GenerationError as error:
-                yield key, error.failure
+                yield request, error.failure
+    if answers:
+        log.warning(
+            "%s: %d answers belong to no image that waits for one, such as %r; they are left out",
+            *(path, len(answers), next(iter(answers))),
+        )
 
 
 class PartFile:

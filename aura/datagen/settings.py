@@ -30,14 +30,23 @@ class SourceSettings:
     """An annotation file.
 
     Args:
-        annotations: COCOA-cls file.
+        annotations: The file, of COCOA-cls, COCOA, D2SA or KINS.
         images: Folder of its pictures.
         split: ``train`` or ``test`` for all its images; ``null`` leaves that to ``split``.
+        layout: How the file is laid out; ``null`` tells by its content.
+        with_stuff: Take COCOA's regions of stuff (grass, sky) too.
+        id_offset: Added to the ids of images and annotations, where two sources number theirs alike.
     """
 
     annotations: str
     images: str
     split: Literal["train", "test"] | None = None
+    layout: Literal["COCOA-cls", "COCOA", "D2SA", "KINS 2019", "KINS 2020"] | None = None
+    with_stuff: bool = False
+    id_offset: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.id_offset >= 0, f"sources: id_offset must not be negative, got {self.id_offset}")
 
 
 @dataclass(frozen=True)

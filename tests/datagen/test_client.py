@@ -412,7 +412,7 @@ def test_the_dry_run_sends_nothing_and_shows_three_prompts(server, picture):
     assert "base64,..." in prompts[0].shown() and len(prompts[0].shown()) < 8000
 
 
-@pytest.mark.parametrize("key", ["concurrency", "timeout", "max_output_tokens"])
+@pytest.mark.parametrize("key", ["concurrency", "timeout", "max_output_tokens", "poll_every"])
 def test_settings_name_what_is_wrong(key):
     with pytest.raises(ValueError, match=key):
         ApiSettings(**{key: 0})
@@ -423,7 +423,7 @@ def test_settings_name_what_is_wrong(key):
 
 def batches(server: ApiServer, folder: Path, **changes) -> BatchGenerator:
     own = {k: changes.pop(k) for k in ("max_lines", "max_bytes", "spent") if k in changes}
-    return BatchGenerator(settings(server, **changes), folder, linger=0.05, poll_every=0.02, **own)
+    return BatchGenerator(settings(server, linger=0.05, poll_every=0.02, **changes), folder, **own)
 
 
 def test_batches_are_split_polled_and_joined_whatever_their_order(server, picture, tmp_path):
@@ -562,7 +562,7 @@ def test_a_folder_belongs_to_one_run(server, tmp_path):
     run_all(batches(server, tmp_path), [])
 
 
-def test_files_for_a_runner_of_ones_own(server, picture, tmp_path):
+def test_files_for_a_runner_of_ones_own(server, picture, tmp_path, caplog):
     requests = [GenerationRequest(image(n), picture, 1) for n in range(5)]
     requests.append(GenerationRequest(image(5), tmp_path / "absent.png"))
     files, failures = export_jsonl(requests, tmp_path / "out", settings(server), max_lines=2)
@@ -576,10 +576,10 @@ def test_files_for_a_runner_of_ones_own(server, picture, tmp_path):
     answers = [*reversed(answers[:-1]), answers[0], {"custom_id": "stranger", "response": None, "error": None}]
     path = tmp_path / "answers.jsonl"
     path.write_text("\n".join(map(json.dumps, answers)) + "\n{torn")
-    known = {r.key: r for r in requests}
-    found = dict(import_jsonl([path], known.get, settings(server)))
-    assert sorted(r.image_id for r in found.values()) == [0, 1, 2, 3]
-    failed = next(r for r in found.values() if r.image_id == 1)
+    found = {request.image.image_id: came for request, came in import_jsonl(path, requests, settings(server))}
+    assert [came.image_id for came in found.values()] == [0, 1, 2, 3] == list(found)
+    assert "2 answers" not in caplog.text and "1 answers belong to no image that waits" in caplog.text
+    failed = found[1]
     assert isinstance(failed, GenerationFailure) and failed.detail == "HTTP 400: too long" and not failed.retryable
     with pytest.raises(ValueError, match="already holds"):
         export_jsonl(requests, tmp_path / "out", settings(server))
@@ -593,9 +593,7 @@ def test_files_for_a_runner_of_ones_own(server, picture, tmp_path):
 def test_all_three_answer_to_one_interface(server, picture, tmp_path):
     request = GenerationRequest(image(3), picture, 2)
     for kind in ("openai", "openai-batch", "offline"):
-        generator = make_generator(kind, settings(server), folder=tmp_path)
-        if isinstance(generator, BatchGenerator):
-            generator._linger = generator._poll_every = 0.02
+        generator = make_generator(kind, settings(server, linger=0.02, poll_every=0.02), folder=tmp_path)
         assert generator.name == kind and generator.concurrency >= 1
         (result,) = run_all(generator, [request])
         assert isinstance(result, GenerationResult) and result.generator == kind and len(result.pairs) == 2

@@ -15,8 +15,10 @@ import yaml
 from PIL import Image
 
 from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.datagen.project import divide, init_project, recipe_of
+from aura.datagen.project import init_project, recipe_of
 from aura.datagen.settings import load_settings
+from aura.datagen.splits import divide
+from aura.datagen.staging import Staging
 from aura.datagen.store import Store
 from aura.masks import encode_rle
 
@@ -241,10 +243,11 @@ def test_init_names_what_is_wrong_with_the_data(build, config, tmp_path, capsys)
 
 def test_splits_by_list_by_source_and_by_seed(config, tmp_path):
     path = config().removeprefix("--config=")
-    images = [(n, image) for n, image in enumerate_images(path)]
 
     def split(*overrides):
-        return divide(load_settings(path, overrides=overrides), images)
+        settings = load_settings(path, overrides=overrides)
+        staging = Staging(settings.sources)
+        return divide(settings, staging.ids(), staging.find)
 
     assert split().split_of == {**dict.fromkeys(range(1, 6), "train"), **dict.fromkeys(range(11, 14), "test")}
     two = split("--split.take_train=2", "--split.seed=1")
@@ -273,13 +276,6 @@ def test_splits_by_list_by_source_and_by_seed(config, tmp_path):
     with pytest.raises(ValueError, match="both lists"):
         (tmp_path / "list.txt").write_text("2\n")
         split(*(f"--split.{name}_list={tmp_path / 'list.txt'}" for name in ("train", "test")))
-
-
-def enumerate_images(path):
-    from aura.data.sources import load_cocoa_cls
-
-    for number, source in enumerate(load_settings(path).sources):
-        yield from ((number, image) for image in load_cocoa_cls(source.annotations) if image.objects)
 
 
 @pytest.mark.parametrize("name", [p.name for p in sorted((ROOT / "configs" / "datagen").glob("*.yaml"))])

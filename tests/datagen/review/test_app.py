@@ -600,7 +600,8 @@ def test_the_script_manages_people_and_shows_each_token_once(project: Project, s
     assert list(tokens) == ["Barbara", "Ada Lovelace"]
     authenticate = project.store.reviews.authenticate
     assert all(authenticate(token).name == name for name, token in tokens.items())
-    assert script("add-annotator", "--if-missing", "barbara") == (0, "", "")
+    code, out, err = script("add-annotator", "--if-missing", "barbara")
+    assert (code, out) == (0, "") and "barbara is there already; `review.py new-token 'barbara'`" in err
     assert "there is an annotator" in script("add-annotator", "Barbara")[2]
     code, out, _ = script("new-token", "Barbara")
     assert authenticate(tokens["Barbara"]) is None and authenticate(out.split(": ")[1]).name == "Barbara"
