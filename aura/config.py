@@ -67,6 +67,8 @@ class ModelSettings:
         spatial_occlusion: Use the spatial occlusion encoder E_SO.
         train_embeddings: Train the token embeddings and the language model's head, as LISA does.
         train_projector: Train LLaVA's projector; needed where it is new (a language model paired with a CLIP tower).
+        image_token_merge: Join so many by so many neighbouring CLIP features into one image token: 2 leaves a quarter
+            of them. Only where the projector is new.
         masks: Masks to predict: ``both`` (AURA), or one kind with one decoder (the methods AURA is compared with).
         quantize: Hold the language model's frozen linear layers in 8 or 4 bits (needs bitsandbytes).
         lora: Adapters.
@@ -83,12 +85,14 @@ class ModelSettings:
     spatial_occlusion: bool = True
     train_embeddings: bool = True
     train_projector: bool = False
+    image_token_merge: int = 1
     masks: Literal["both", "visible", "amodal"] = "both"
     quantize: Literal["none", "int8", "int4"] = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)
     allow_random: bool = False
 
     def __post_init__(self) -> None:
+        _require(self.image_token_merge > 0, f"model.image_token_merge must be positive, got {self.image_token_merge}")
         _require(
             self.masks == "both" or not self.spatial_occlusion,
             f"model.masks is {self.masks}, but the spatial occlusion encoder reads both masks; set "
@@ -185,6 +189,8 @@ class TrainSettings:
         warmup_steps: Optimizer steps of linear warm-up; then linear decay to 0 (DeepSpeed's WarmupDecayLR).
         grad_clip: Largest gradient norm; 0 does not clip.
         precision: ``fp16`` for V100, ``bf16`` for A100 and newer, ``fp32`` on CPU.
+        autocast: ``bf16`` multiplies the language model's matrices in bf16 while fp32 weights stay as they are; ``auto``
+            does so on a CPU with bf16 units (half the time; without them it would take many times as long).
         zero_stage: DeepSpeed ZeRO stage, 0 to 3.
         offload_optimizer: Keep the optimizer's state in CPU memory (ZeRO 1-3).
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
@@ -211,6 +217,7 @@ class TrainSettings:
     warmup_steps: int = 100
     grad_clip: float = 1.0
     precision: Precision = "fp16"
+    autocast: Literal["off", "bf16", "auto"] = "off"
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
     gradient_checkpointing: bool = True

@@ -20,7 +20,7 @@ from transformers import Cache, LlavaForConditionalGeneration, PreTrainedModel, 
 from aura.model import generation, segmentation
 from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerTokens, Generation
-from aura.model.mllm import Mllm, packed_attention_mask
+from aura.model.mllm import Mllm, packed_attention_mask, widen_projector
 from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
 from aura.model.segmentation import PromptEncoder
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
@@ -82,9 +82,11 @@ class AuraModel(PreTrainedModel):
         # would come in the dtype they were saved with.
         for part_config in (config.llava_config.text_config, config.llava_config.vision_config):
             part_config.dtype = torch.get_default_dtype()
-        llava = LlavaForConditionalGeneration(config.llava_config) if llava is None else llava
+        if llava is None:
+            llava = LlavaForConditionalGeneration(config.llava_config)
+            widen_projector(llava, config.image_token_merge)
         sam = SamModel(config.sam_config) if sam is None else sam
-        self.mllm = Mllm(llava, config.lora)
+        self.mllm = Mllm(llava, config.lora, config.image_token_merge)
         self.image_encoder = sam.vision_encoder
         self.prompt_encoder = PromptEncoder(config.llava_config.text_config.hidden_size, sam.prompt_encoder)
         self.visible_decoder = sam.mask_decoder if config.masks != "amodal" else None
@@ -137,7 +139,7 @@ class AuraModel(PreTrainedModel):
             attention_mask=packed_attention_mask(batch.segment_ids, self.mllm.dtype),
             position_ids=batch.position_ids,
         ).flatten(0, 1)  # [B * L, H]
-        text_logits = self.mllm.lm_head(hidden[batch.target_index])  # [M, V]
+        text_logits = self.mllm.logits(hidden[batch.target_index])  # [M, V]
 
         seg_index = batch.seg_index - int(self.config.seg_state == "before")
         masks, unused = self._decode(hidden[seg_index], sam_embeddings, batch.seg_image)

@@ -112,6 +112,7 @@ def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) ->
         lora=_lora(settings.lora),
         train_embeddings=settings.train_embeddings,
         train_projector=settings.train_projector,
+        image_token_merge=settings.image_token_merge,
     )
 
 
@@ -120,8 +121,20 @@ def _from_backbones(
 ) -> tuple[AuraModel, Processor, LoadReport]:
     mllm_folder = _given(settings.mllm, "model.mllm")
     sam_folder = _given(settings.sam, "model.sam")
-    mllm = load_llava(mllm_folder, vision_tower=settings.vision_tower, dtype=dtype, allow_random=settings.allow_random)
-    if any(part.part == "projector" for part in mllm.parts) and not settings.train_projector:
+    mllm = load_llava(
+        mllm_folder,
+        vision_tower=settings.vision_tower,
+        dtype=dtype,
+        allow_random=settings.allow_random,
+        image_token_merge=settings.image_token_merge,
+    )
+    new_projector = any(part.part == "projector" for part in mllm.parts)
+    if settings.image_token_merge > 1 and not new_projector:
+        raise ValueError(
+            f"model.image_token_merge is {settings.image_token_merge}, but the projector of {mllm_folder} learnt to "
+            "read one feature at a time; set it to 1"
+        )
+    if new_projector and not settings.train_projector:
         raise ValueError(
             f"model.mllm: {mllm_folder} has never seen {settings.vision_tower}; the projector between them is new and "
             "has to learn: set model.train_projector to true"

@@ -22,6 +22,7 @@ class AuraConfig(PretrainedConfig):
         lora: ``{"r", "alpha", "dropout", "targets"}`` of the adapters in the language model, ``None`` without.
         train_embeddings: Token embeddings and language model head are trainable.
         train_projector: LLaVA's projector is trainable.
+        image_token_merge: Side of the square of neighbouring CLIP features that the projector makes one token of.
     """
 
     model_type = "aura"
@@ -38,6 +39,7 @@ class AuraConfig(PretrainedConfig):
     lora: dict[str, Any] | None = None
     train_embeddings: bool = True
     train_projector: bool = False
+    image_token_merge: int = 1
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -55,6 +57,7 @@ class AuraConfig(PretrainedConfig):
             raise ValueError(f"spatial_occlusion needs both masks, and masks is {self.masks!r}")
         if self.occlusion_condition and self.masks == "visible":
             raise ValueError("occlusion_condition needs the amodal decoder, and masks is 'visible'")
+        check_image_token_merge(self.image_token_merge, self.llava_config)
         if self.lora is not None:
             self.lora = {**self.lora, "targets": list(self.lora["targets"])}
         super().__post_init__(**kwargs)
@@ -72,10 +75,20 @@ class AuraConfig(PretrainedConfig):
     def num_image_tokens(self) -> int:
         """Placeholders per image."""
         vision = self.llava_config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
+        patches = (vision.image_size // vision.patch_size // self.image_token_merge) ** 2
         return patches + (self.llava_config.vision_feature_select_strategy == "full")
 
     @property
     def prompt_hidden_size(self) -> int:
         """Channels of SAM's prompt embeddings, of e_r and of e_oa."""
         return self.sam_config.prompt_encoder_config.hidden_size
+
+
+def check_image_token_merge(merge: int, llava_config: LlavaConfig) -> None:
+    """ValueError if ``merge`` x ``merge`` neighbouring patches cannot make one token."""
+    vision: Any = llava_config.vision_config
+    side = vision.image_size // vision.patch_size
+    if merge < 1 or side % merge:
+        raise ValueError(f"image_token_merge is {merge}, which does not divide CLIP's {side} x {side} patches")
+    if merge > 1 and llava_config.vision_feature_select_strategy == "full":
+        raise ValueError("image_token_merge takes patches alone, but this model keeps CLIP's class token")

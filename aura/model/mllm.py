@@ -5,6 +5,7 @@ Legend: B images (packed sequences), L tokens, T image features, C channels of C
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,10 +26,15 @@ class Mllm(nn.Module):
     Args:
         llava: The model whose parts to use; they are shared, not copied.
         lora: ``{"r", "alpha", "dropout", "targets"}`` or ``None``.
+        image_token_merge: As in :class:`~aura.model.configuration.AuraConfig`; see :func:`widen_projector`.
     """
 
-    def __init__(self, llava: LlavaForConditionalGeneration, lora: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, lora: dict[str, Any] | None = None, image_token_merge: int = 1
+    ) -> None:
         super().__init__()
+        self.image_token_merge = image_token_merge
+        self.autocast = False
         self.config: Any = llava.config
         self.vision_tower = llava.model.vision_tower
         self.projector = llava.model.multi_modal_projector
@@ -47,6 +53,16 @@ class Mllm(nn.Module):
             chosen = [state[:, 1:] for state in chosen]
         return torch.cat(chosen, dim=-1)
 
+    def project(self, clip_features: torch.Tensor) -> torch.Tensor:
+        """Image tokens [B, T / m / m, H] of features [B, T, C]; m x m neighbours stand side by side in one token."""
+        weight = self.projector.linear_1.weight
+        features, merge = clip_features.to(weight.device, weight.dtype), self.image_token_merge
+        if merge > 1:
+            side = math.isqrt(features.shape[1]) // merge
+            squares = features.unflatten(1, (side, merge, side, merge)).transpose(2, 3)  # [B, side, side, m, m, C]
+            features = squares.flatten(1, 2).flatten(2)
+        return self.projector(features)
+
     def embed(self, input_ids: torch.Tensor, clip_features: torch.Tensor | None = None) -> torch.Tensor:
         """Input embeddings [B, L, H] of ids [B, L], with projected features [B, T, C] at the image placeholders.
 
@@ -57,14 +73,14 @@ class Mllm(nn.Module):
         if clip_features is None:
             return embeddings
         placeholders = input_ids == self.config.image_token_index
-        counts = placeholders.sum(1).tolist()
-        if any(count != clip_features.shape[1] for count in counts):
+        counts, tokens = placeholders.sum(1).tolist(), clip_features.shape[1] // self.image_token_merge**2
+        if any(count != tokens for count in counts):
             raise ValueError(
                 f"the sequences have {counts} image placeholders (id {self.config.image_token_index}) but every image "
-                f"has {clip_features.shape[1]} features; the processor and the model disagree on the image size or the "
+                f"has {tokens} features; the processor and the model disagree on the image size or the "
                 "placeholder"
             )
-        features = self.projector(clip_features.to(embeddings.device, self.projector.linear_1.weight.dtype))
+        features = self.project(clip_features)
         return embeddings.masked_scatter(placeholders.unsqueeze(-1).to(embeddings.device), features.to(embeddings))
 
     def forward(
@@ -87,15 +103,26 @@ class Mllm(nn.Module):
         """
         assert self.language_model.config._attn_implementation is not None, "no attention kernel: masks are ignored"
         embeddings = self.embed(input_ids, clip_features)
-        output = self.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=None if attention_mask is None else attention_mask.to(embeddings.dtype),
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-        )
+        with self.products():
+            output = self.language_model(
+                inputs_embeds=embeddings,
+                attention_mask=None if attention_mask is None else attention_mask.to(embeddings.dtype),
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+            )
         # Spread over several devices, the last layer is elsewhere than the ids.
         return output.last_hidden_state.to(input_ids.device)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of states [..., H], [..., V]."""
+        with self.products():
+            return self.lm_head(hidden)
+
+    def products(self) -> torch.autocast:
+        """How matrices are multiplied: in bf16 where ``autocast`` is set, in training alone; all else stays fp32."""
+        device = self.lm_head.weight.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.autocast and self.training)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,6 +189,15 @@ class Mllm(nn.Module):
 
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if ".lora_" in name]
+
+
+def widen_projector(llava: LlavaForConditionalGeneration, image_token_merge: int) -> None:
+    """Give LLaVA's projector a new first layer that reads the features of m x m neighbouring patches as one token."""
+    if image_token_merge > 1:
+        projector: Any = llava.model.multi_modal_projector
+        first = projector.linear_1
+        width = first.in_features * image_token_merge**2
+        projector.linear_1 = nn.Linear(width, first.out_features, bias=first.bias is not None)
 
 
 def packed_attention_mask(segment_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

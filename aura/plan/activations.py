@@ -202,4 +202,4 @@ def features_bytes(config: AuraConfig) -> int:
     layers: Any = config.llava_config.vision_feature_layer
     clip = config.llava_config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
     channels = config.sam_config.vision_config.output_channels
-    return 2 * (channels * _grid(config) + config.num_image_tokens * clip)
+    return 2 * (channels * _grid(config) + config.num_image_tokens * config.image_token_merge**2 * clip)

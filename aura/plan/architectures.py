@@ -79,7 +79,8 @@ def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None =
     else:
         llava_config, llava_source = _llava(settings, mllm)
         sam_config, sam_source = _sam(settings, sam)
-        config = AuraConfig(llava_config=llava_config, sam_config=sam_config)
+        merge = settings.image_token_merge
+        config = AuraConfig(llava_config=llava_config, sam_config=sam_config, image_token_merge=merge)
         sources = [f"language model: {llava_source}", f"SAM: {sam_source}"]
     lora = settings.lora
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings

@@ -64,7 +64,7 @@ def clip_flops(config: AuraConfig) -> int:
     patches = (vision.image_size // vision.patch_size) ** 2
     tokens, width = patches + 1, vision.hidden_size
     layer = 2 * tokens * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * tokens**2 * width
-    projector = 2 * config.num_image_tokens * (width * hidden + hidden**2)
+    projector = 2 * config.num_image_tokens * (config.image_token_merge**2 * width * hidden + hidden**2)
     return 2 * patches * 3 * vision.patch_size**2 * width + vision.num_hidden_layers * layer + projector
 
 

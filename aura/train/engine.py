@@ -58,6 +58,14 @@ def start_process(settings: TrainSettings) -> Process:
     return Process(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
 
 
+def uses_autocast(settings: TrainSettings, process: Process) -> bool:
+    """Whether the language model multiplies in bf16 (``train.autocast``)."""
+    if settings.autocast == "auto":
+        # Elsewhere bf16 products are emulated.
+        return process.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return settings.autocast == "bf16"
+
+
 def _import_deepspeed() -> Any:
     import deepspeed
 

@@ -95,6 +95,7 @@ class Trainer:
         if self.cache is not None:
             paths = [sample.image_path for sample in [*self.samples, *self.val_samples]]
             fill_cache(self.cache, paths, self.model, self.processor, self.process)
+        self.model.mllm.autocast = ds.uses_autocast(self.settings, self.process)
         if self.settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()

@@ -2,11 +2,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration
 
 from aura.config import LossSettings
 from aura.data.collate import collate
 from aura.losses import AuraCriterion
 from aura.model import AuraConfig, AuraModel
+from aura.model.mllm import Mllm
 
 WITHOUT_SEG = {"conversations": [[6], [4]], "seg": 0}
 
@@ -135,6 +138,34 @@ def test_ablations_remove_exactly_their_parameters(make_model):
     usual = {name for name, _ in make_model().trainable_parameters()}
     added = {name for name, _ in make_model(train_projector=True).trainable_parameters()} - usual
     assert added == {f"mllm.projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+
+
+def test_products_in_bf16_leave_weights_and_answers_as_they_are(make_model, make_sample):
+    model, batch = make_model(), collate([make_sample([[8], [8]])])
+    model.train()
+    exact = model(batch)
+    model.mllm.autocast = True
+    rounded = model(batch)
+    for name in ("text_logits", "visible_logits", "amodal_logits"):
+        one, other = getattr(exact, name).float(), getattr(rounded, name).float()
+        assert not torch.equal(one, other) and (one - other).abs().max() < 0.05 * one.abs().max(), name
+    assert rounded.amodal_logits.dtype == torch.float32
+    (rounded.text_logits.float().sum() + rounded.amodal_logits.sum()).backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.mllm.lora_parameters())
+    with torch.no_grad():
+        answering = model.eval()(batch).text_logits
+        model.mllm.autocast = False
+        assert torch.equal(answering, model(batch).text_logits)
+
+
+def test_neighbouring_features_stand_side_by_side_in_one_token(tiny_llava_config):
+    class Same(nn.Identity):
+        linear_1 = nn.Linear(1, 1)
+
+    mllm = Mllm(LlavaForConditionalGeneration(tiny_llava_config), image_token_merge=2)
+    mllm.projector = Same()
+    tokens = mllm.project(torch.arange(16.0).view(1, 16, 1))
+    assert tokens[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
 def test_ablated_outputs_are_none(make_model, make_sample):

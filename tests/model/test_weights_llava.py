@@ -513,6 +513,39 @@ def test_a_language_model_and_a_tower_become_a_llava(llama_dir, clip_dir, v1, ti
         build_model(replace(settings, vision_tower=None), DATA)
 
 
+def test_neighbouring_patches_can_share_an_image_token(llama_dir, clip_dir, v1, v1_dir, tiny_sam_dir, tmp_path):
+    model, folder = llama_dir
+    settings = ModelSettings(
+        mllm=folder, vision_tower=clip_dir, sam=tiny_sam_dir, train_projector=True, image_token_merge=2
+    )
+    aura, processor, _ = build_model(settings, DATA)
+    side = VISION.image_size // VISION.patch_size
+    assert processor.num_image_tokens == aura.config.num_image_tokens == side**2 // 4
+
+    pixels = torch.randn(1, 3, VISION.image_size, VISION.image_size)
+    with torch.no_grad():
+        grid = v1.tower(pixels, output_hidden_states=True).hidden_states[-2][0, 1:].view(side, side, -1)
+        squares = [grid[y : y + 2, x : x + 2].flatten() for y in range(0, side, 2) for x in range(0, side, 2)]
+        one, two = aura.mllm.projector.linear_1, aura.mllm.projector.linear_2
+        projected = two(nn.functional.gelu(one(torch.stack(squares)[None])))
+        found = aura.mllm.project(aura.mllm.encode_images(pixels))
+    assert torch.allclose(found, projected, atol=1e-6)
+    assert 0.5 < projected.std() / model.model.embed_tokens.weight.std() < 2
+
+    aura.save_pretrained(tmp_path / "export")
+    processor.save_pretrained(tmp_path / "export")
+    again, _, report = build_model(ModelSettings(init_from=str(tmp_path / "export"), train_projector=True), DATA)
+    assert not report.parts[0].missing and again.config.image_token_merge == 2
+    before, after = [1, 50], [60, 70, 80]
+    ours, theirs = (logits_of(m.eval(), processor, before, pixels, after) for m in (aura, again))
+    assert torch.equal(ours, theirs)
+
+    with pytest.raises(ValueError, match="image_token_merge is 3, which does not divide CLIP's 2 x 2 patches"):
+        build_model(replace(settings, image_token_merge=3), DATA)
+    with pytest.raises(ValueError, match=r"projector of .*llava-v1 learnt to read one feature at a time; set it to 1"):
+        build_model(replace(settings, mllm=v1_dir), DATA)
+
+
 def test_the_tower_may_come_from_a_llava(llama_dir, tiny_llava_config, tmp_path, tiny_sam_dir):
     tiny_llava_config.vision_feature_layer = -1
     llava = LlavaForConditionalGeneration(tiny_llava_config)

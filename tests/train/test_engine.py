@@ -9,7 +9,15 @@ from torch import nn
 
 from aura.config import TrainSettings
 from aura.train import engine as engine_module
-from aura.train.engine import Engine, deepspeed_config, rng_state, set_rng_state, start_process, trained_weights
+from aura.train.engine import (
+    Engine,
+    deepspeed_config,
+    rng_state,
+    set_rng_state,
+    start_process,
+    trained_weights,
+    uses_autocast,
+)
 
 
 def settings(**changes):
@@ -119,6 +127,13 @@ def test_gradients_that_are_not_finite_stop_the_run(process, stage):
     engine.backward(loss)
     with pytest.raises(FloatingPointError, match=r"gradients are not finite in optimizer step 1\b"):
         engine.step()
+
+
+def test_auto_multiplies_in_bf16_where_the_cpu_can(process, monkeypatch):
+    for can in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda can=can: can)
+        found = {value: uses_autocast(settings(autocast=value), process) for value in ("off", "bf16", "auto")}
+        assert found == {"off": False, "bf16": True, "auto": can}
 
 
 def test_configuration_follows_the_paper():

@@ -71,6 +71,7 @@ def load_llava(
     vision_tower: str | Path | None = None,
     dtype: torch.dtype,
     allow_random: bool = False,
+    image_token_merge: int = 1,
 ) -> LoadedLlava:
     """The multimodal language model that ``source`` is, told by its ``config.json``.
 
@@ -81,20 +82,21 @@ def load_llava(
         vision_tower: CLIP's folder, for the last two; for a new pair it may also be a LLaVA folder with a tower in it.
         dtype: Of all weights.
         allow_random: A folder may lack weights; the report names them.
+        image_token_merge: For a new pair, see :func:`.pair.new_llava`; others have their projector.
 
     Raises:
         ValueError: Another kind of model, a delta, a damaged file, or no ``vision_tower`` where one is needed.
     """
     if str(source) in PACKAGES and not Path(source).exists():
         file = packaged_gguf(str(source))
-        loaded = _new_pair(file, vision_tower, dtype, allow_random)
+        loaded = _new_pair(file, vision_tower, dtype, allow_random, image_token_merge)
         report = dataclasses.replace(loaded.parts[0], source=f"{source} ({file.name})")
         return dataclasses.replace(loaded, parts=(report, *loaded.parts[1:]))
     source = Path(source)
     if source.suffix == ".gguf":
         if not source.is_file():
             raise ValueError(f"{_SETTING}: {source} is missing; give the path of a GGUF file")
-        return _new_pair(source, vision_tower, dtype, allow_random)
+        return _new_pair(source, vision_tower, dtype, allow_random, image_token_merge)
     config = read_config(source, _SETTING)
     kinds = config.get("architectures") or []
     if "LISAForCausalLM" in kinds or "train_mask_decoder" in config:
@@ -105,7 +107,7 @@ def load_llava(
     if config.get("model_type") == "llava" or "LlavaLlamaForCausalLM" in kinds:
         return load_original(source, vision_tower=vision_tower, dtype=dtype, allow_random=allow_random)
     if config.get("model_type") == "llama":
-        return _new_pair(source, vision_tower, dtype, allow_random)
+        return _new_pair(source, vision_tower, dtype, allow_random, image_token_merge)
     raise ValueError(
         f"{_SETTING}: {source}/config.json describes model_type {config.get('model_type')!r} ({kinds}); give a LLaVA "
         "(llava-hf or original v1) or a language model of Llama's architecture (model_type 'llama')"
@@ -167,7 +169,9 @@ def load_original(
     return LoadedLlava(llava, tokenizer, Path(vision_tower), (report, tower_report))
 
 
-def _new_pair(source: Path, vision_tower: str | Path | None, dtype: torch.dtype, allow_random: bool) -> LoadedLlava:
+def _new_pair(
+    source: Path, vision_tower: str | Path | None, dtype: torch.dtype, allow_random: bool, image_token_merge: int
+) -> LoadedLlava:
     if vision_tower is None:
         raise ValueError(
             f"model.vision_tower is not set; {source} is a language model that sees nothing: give the folder of a CLIP "
@@ -182,7 +186,9 @@ def _new_pair(source: Path, vision_tower: str | Path | None, dtype: torch.dtype,
     else:
         tower, tower_report = load_vision_tower(vision_tower, dtype=dtype)
     language_model, report = load_language_model(source, dtype=dtype, allow_random=allow_random)
-    llava, projector_report = new_llava(language_model, tower, feature_layer=feature_layer, strategy=strategy)
+    llava, projector_report = new_llava(
+        language_model, tower, feature_layer=feature_layer, strategy=strategy, image_token_merge=image_token_merge
+    )
     return LoadedLlava(llava, load_tokenizer(source), Path(vision_tower), (report, tower_report, projector_report))
 
 

