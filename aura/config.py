@@ -189,8 +189,8 @@ class TrainSettings:
         warmup_steps: Optimizer steps of linear warm-up; then linear decay to 0 (DeepSpeed's WarmupDecayLR).
         grad_clip: Largest gradient norm; 0 does not clip.
         precision: ``fp16`` for V100, ``bf16`` for A100 and newer, ``fp32`` on CPU.
-        autocast: ``bf16`` multiplies the language model's matrices in bf16 while fp32 weights stay as they are; ``auto``
-            does so on a CPU with bf16 units (half the time; without them it would take many times as long).
+        autocast: ``bf16`` multiplies the language model's matrices in bf16 and leaves its fp32 weights as they are;
+            ``auto`` does so on a CPU with bf16 units (half the time; without them it would take many times as long).
         zero_stage: DeepSpeed ZeRO stage, 0 to 3.
         offload_optimizer: Keep the optimizer's state in CPU memory (ZeRO 1-3).
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
