@@ -17,13 +17,12 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -41,14 +40,15 @@ from aura.geometry import to_image
 from aura.losses import AuraCriterion
 from aura.masks import encode_rle
 from aura.model import AuraConfig, AuraModel
+from aura.model.quantize import cast_as_it_runs
 from aura.plan import describe
+from aura.plan.meter import GIB, Meter, Row, available_bytes
 from aura.types import AmodalObject, Batch, Conversation, Sample, Turn
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "data/mini_assets/backbones/llava"
 QUESTION = "What could I ride here, and what is in the way?"
 ANSWER = "You could ride the bicycle [SEG], and the bench [SEG] is in the way."
-GIB = 2**30
 PATTERN = 1_048_583  # a prime, so that no two rows of a matrix are alike
 
 
@@ -97,7 +97,8 @@ def build(config: AuraConfig, processor: Processor) -> AuraModel:
     for parameter in model.mllm.lora_parameters():
         parameter.data = parameter.data.float()
     fill(model)
-    cast_as_it_runs(model.mllm)
+    cast_as_it_runs(model.mllm.language_model)
+    cast_as_it_runs(model.mllm.lm_head)
     return model.eval()
 
 
@@ -129,105 +130,6 @@ def fill(model: nn.Module) -> None:
                 length = min(len(flat), PATTERN - start)
                 flat[:length] = scaled[start : start + length]
                 flat, start = flat[length:], (start + length) % PATTERN
-
-
-def cast_as_it_runs(mllm: Any) -> None:
-    """Hold bf16 weights, compute in fp32: the embeddings come in fp32, and each linear layer casts its own weight."""
-
-    def linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.float(), module.weight.float(), module.bias)
-
-    for module in [*mllm.language_model.modules(), mllm.lm_head]:
-        if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16:
-            module.forward = linear.__get__(module)  # type: ignore[method-assign]
-    mllm.language_model.embed_tokens.register_forward_hook(lambda module, inputs, output: output.float())
-
-
-# --- what is measured -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Row:
-    """What one part did. ``peak_gib`` is the process's largest memory while it ran."""
-
-    part: str
-    output: str
-    finite: bool
-    seconds: float
-    peak_gib: float
-    parameters: int = 0
-    dtypes: str = ""
-
-
-@dataclass
-class Meter:
-    """Times parts, one after the other or by hooks on the modules of a forward pass."""
-
-    rows: list[Row] = field(default_factory=list)
-    _started: dict[str, tuple[float, int]] = field(default_factory=dict)
-
-    def start(self, part: str) -> None:
-        reset_peak()
-        self._started[part] = time.perf_counter(), len(self.rows)
-
-    def stop(self, part: str, outputs: Any, module: nn.Module | None = None) -> None:
-        began, before = self._started.pop(part)
-        seconds = time.perf_counter() - began
-        inner = [row.peak_gib for row in self.rows[before:]]  # parts of this one reset the peak
-        tensors = list(tensors_of(outputs))
-        parameters = [] if module is None else list(module.parameters())
-        self.rows.append(
-            Row(
-                part=part,
-                output=", ".join("x".join(map(str, t.shape)) for t in tensors if t.dim()),
-                finite=all(bool(torch.isfinite(t).all()) for t in tensors),
-                seconds=round(seconds, 3),
-                peak_gib=max([round(peak_bytes() / GIB, 2), *inner]),
-                parameters=sum(p.numel() for p in parameters),
-                dtypes=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
-            )
-        )
-
-    def watch(self, part: str, module: nn.Module) -> None:
-        module.register_forward_pre_hook(lambda *_: self.start(part))
-        module.register_forward_hook(lambda module, _, outputs: self.stop(part, outputs, module))
-
-
-def tensors_of(outputs: Any) -> Iterator[torch.Tensor]:
-    """The tensors that matter in whatever a module returned."""
-    if hasattr(outputs, "last_hidden_state"):
-        outputs = outputs.last_hidden_state
-    if isinstance(outputs, torch.Tensor):
-        yield outputs
-    elif isinstance(outputs, tuple | list):
-        for output in outputs:
-            yield from tensors_of(output)
-
-
-def peak_bytes() -> int:
-    """The largest resident memory since :func:`reset_peak` (since the start, where the system cannot reset it)."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    except (OSError, StopIteration):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used if sys.platform == "darwin" else used * 1024
-
-
-def reset_peak() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def available_bytes() -> int | None:
-    """Memory that is free or can be freed; ``None`` where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    except (OSError, StopIteration):
-        return None
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
