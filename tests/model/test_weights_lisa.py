@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
+from aura.model import AuraModel
 from aura.model.build import build_model
 from aura.model.weights.sam import upstream_name
 
@@ -373,3 +375,49 @@ def test_an_unknown_tensor_is_in_the_report(training, parts):
     _, _, report = build_model(training, DATA)
     assert report.parts[0].unexpected == ("model.extra.weight",)
     assert report.parts[0].loaded == len(parts.llama.state_dict()) + 2
+
+
+# --- the conversion ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def convert():
+    """``main`` of ``scripts/convert_weights.py``."""
+    return runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "convert_weights.py"))["main"]
+
+
+def test_the_conversion_of_lisa_is_the_model_that_it_would_start(convert, settings, training, tmp_path, capsys):
+    """Merged folder and training state: bit for bit what ``model.init_from`` makes of either without conversion."""
+    out = {name: tmp_path / name for name in ("from-merged", "from-training", "half")}
+    tower, fp32 = ["--vision-tower", settings.vision_tower], ["--dtype", "fp32"]
+    assert convert(["--source", settings.init_from, *tower, *fp32, "--out", str(out["from-merged"])]) == 0
+    assert "an AURA that starts from LISA; use it as model.init_from" in capsys.readouterr().out
+    unmerged = ["--source", training.init_from, "--mllm", training.mllm, *tower]
+    assert convert([*unmerged, *fp32, "--out", str(out["from-training"])]) == 0
+    assert convert(["--source", settings.init_from, *tower, "--out", str(out["half"])]) == 0
+    states = {}
+    for name, direct in (("from-merged", settings), ("from-training", training)):
+        model, processor, report = build_model(replace(settings, init_from=str(out[name]), vision_tower=None), DATA)
+        wanted, theirs, _ = build_model(direct, DATA)
+        # E_OC and E_SO start fresh; the folder holds what they started from.
+        fresh = ("occlusion_condition.", "spatial_occlusion.")
+        states[name] = {k: v for k, v in model.state_dict().items() if not k.startswith(fresh)}
+        assert_equal_states(states[name], {k: v for k, v in wanted.state_dict().items() if not k.startswith(fresh)})
+        assert not report.parts[0].missing and not report.parts[0].unexpected
+        assert processor.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+        assert processor.seg_token_id == theirs.seg_token_id == model.config.seg_token_id
+    assert_equal_states(states["from-merged"], states["from-training"], tolerance=1e-5)
+
+    half = AuraModel.from_pretrained(str(out["half"]))
+    assert half.mllm.lm_head.weight.dtype == torch.float16 and next(half.visible_decoder.parameters()).dtype == torch.float32
+
+
+def test_a_conversion_of_lisa_that_lacks_a_part_leaves_nothing_behind(convert, settings, training, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert convert(["--source", settings.init_from, "--out", str(out)]) == 2
+    assert "LISA-tiny) has no CLIP of its own: give the folder" in capsys.readouterr().err
+    tower = ["--vision-tower", settings.vision_tower]
+    assert convert(["--source", training.init_from, *tower, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "pytorch_model.bin" in error and "model.mllm" in error and error.count("\n") == 1
+    assert not out.exists()
