@@ -3,6 +3,7 @@
     python scripts/pretrain_mini.py encoder --minutes 30 --threads 2     # what both image encoders start from
     python scripts/pretrain_mini.py sam     --minutes 30                 # the SAM-like backbone
     python scripts/pretrain_mini.py llava   --minutes 50                 # the CLIP-like tower, the Llama-like model
+    python scripts/pretrain_mini.py llava   --minutes 50 --start-from data/mini_assets/backbones/llava   # goes on
 
 The last two may run side by side. Scenes come from the "pretrain" stream (aura.data.mini), never from the benchmark's
 seeds or backgrounds; "val" scenes of another seed serve to measure. Each part keeps its scenes, checkpoint and log
@@ -20,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPVisionModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast, SamModel
 
 from aura.files import write_text
+from aura.train import environment
 from aura.train.pretrain import Metrics, Run, build_optimizers, train
 from aura.train.pretrain_cells import CellBatch, CellHead, Preprocess, Shares, cell_batches, evaluate_cells
 from aura.train.pretrain_llava import (
@@ -31,7 +33,7 @@ from aura.train.pretrain_llava import (
     evaluate_generation,
     evaluate_llava,
     export_llava,
-    llava_config,
+    new_llava,
 )
 from aura.train.pretrain_sam import (
     SamPretrainer,
@@ -52,7 +54,7 @@ VAL_SEED_SHIFT = 7_000_000
 RECIPES = {"encoder": (32, 2.5e-3), "sam": (16, 1.5e-3), "tower": (32, 1e-3), "llava": (6, 3e-3)}
 """Images per step and peak learning rate."""
 SAM_ADAM_ONLY = ("names", "head", "pos_embed")
-TRAINED_BEFORE = {"vision_encoder": 0.4, "vision_tower": 0.15, "neck": 0.15}
+TRAINED_BEFORE = {"vision_encoder": 0.4, "llava.": 0.7}
 """Factors on the rates of what an earlier stage has trained."""
 
 
@@ -68,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=20_000, help="distinct training scenes (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes composing scenes (default: %(default)s)")
     parser.add_argument("--tower-minutes", type=float, default=4.0, help="llava: the tower's share, trained first")
+    parser.add_argument("--start-from", type=Path, help="llava: go on with this exported folder")
     return parser.parse_args()
 
 
@@ -98,7 +101,11 @@ def pretrain_encoder(arguments: argparse.Namespace) -> None:
     task = CellTask(arguments, padded_pixels, padded_cells)
     model = SamPretrainer(sam_config(), len(task.categories))
     run = start_run(arguments, "encoder", model, SAM_ADAM_ONLY)
-    task.train(run, model.cell_loss, model.features, model.head, stream=3, evaluate_every=120.0)
+
+    def measure(batches: list[CellBatch]) -> Metrics:
+        return evaluate_cells(model.features, model.head, batches)
+
+    task.train(run, model.cell_loss, measure, stream=3, evaluate_every=120.0)
 
 
 class CellTask:
@@ -118,8 +125,7 @@ class CellTask:
         self,
         run: Run,
         loss: Callable[[CellBatch], tuple[torch.Tensor, Metrics]],
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        head: CellHead,
+        measure: Callable[[list[CellBatch]], Metrics],
         *,
         stream: int,
         evaluate_every: float,
@@ -131,7 +137,7 @@ class CellTask:
             self._batches("pretrain", size, np.random.default_rng((self.seed, run.step, stream))),
             lambda batch, progress: loss(batch),
             images_per_batch=size,
-            evaluate=lambda: evaluate_cells(encode, head, self.held_out),
+            evaluate=lambda: measure(self.held_out),
             export=lambda: None,
             evaluate_every=evaluate_every,
         )
@@ -163,16 +169,23 @@ def pretrain_sam(arguments: argparse.Namespace) -> None:
         evaluate=lambda: evaluate_sam(model, held_out_batches),
         export=lambda: export_sam(model, arguments.out / "sam"),
     )
-    keep_log(run, arguments.out / "sam", also=arguments.work / "encoder/log.jsonl")
+    keep_log(run, arguments.out / "sam", (arguments.work / "encoder/log.jsonl").read_text(encoding="utf-8"))
 
 
-def pretrain_tower(arguments: argparse.Namespace) -> TowerPretrainer:
-    """Train the CLIP-like tower alone, for its share of the minutes."""
+def pretrain_tower(arguments: argparse.Namespace, start: CLIPVisionModel | None = None) -> CLIPVisionModel:
+    """Train the CLIP-like tower alone, for its share of the minutes; from the encoder's weights or its own."""
     task = CellTask(arguments, squashed_pixels, squashed_shares)
-    model = TowerPretrainer(tower_config(), trained_encoder(arguments, len(task.categories)), task.held_out[0].pixels)
+    num_categories = len(task.categories)
+    if start is None:
+        encoder = trained_encoder(arguments, num_categories)
+        model = TowerPretrainer.from_encoder(tower_config(), encoder, task.held_out[0].pixels)
+    else:
+        sam = SamModel.from_pretrained(arguments.out / "sam", dtype=torch.float32)
+        head = CellHead(sam.config.vision_config.output_channels, num_categories)
+        model = TowerPretrainer(start, sam.vision_encoder.neck, head)
     run = start_run(arguments, "tower", model, ("head", "embedding"), minutes=arguments.tower_minutes)
-    task.train(run, model.loss, model.encode, model.head, stream=1, evaluate_every=60.0)
-    return model
+    task.train(run, model.loss, model.measure, stream=1, evaluate_every=120.0)
+    return model.tower
 
 
 def own_tokenizer(arguments: argparse.Namespace, scenes: ScenePool) -> PreTrainedTokenizerFast:
@@ -187,16 +200,24 @@ def own_tokenizer(arguments: argparse.Namespace, scenes: ScenePool) -> PreTraine
 
 
 def pretrain_llava(arguments: argparse.Namespace) -> None:
-    """Train the tower, then tower, projector and language model together; export them."""
-    trained_tower = pretrain_tower(arguments)
+    """Train the tower, then projector and language model on it, or go on with trained ones; export them."""
     categories, scenes = category_names(arguments.assets), scene_pools(arguments)
-    tokenizer = own_tokenizer(arguments, scenes["pretrain"])
-    config, batch_size = llava_config(tower_config(), tokenizer), RECIPES["llava"][0]
-    model = LlavaPretrainer(config, categories, tokenizer, trained_tower)
-    adam_only = ("head", "grounding", "embedding", "embed_tokens")
+    slower, earlier = None, ""
+    if arguments.start_from:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(arguments.start_from))
+        llava = LlavaForConditionalGeneration.from_pretrained(arguments.start_from, dtype=torch.float32)
+        slower, earlier = TRAINED_BEFORE, (arguments.start_from / "pretrain_log.jsonl").read_text(encoding="utf-8")
+        pretrain_tower(arguments, llava.model.vision_tower)
+    else:
+        tokenizer = own_tokenizer(arguments, scenes["pretrain"])
+        llava = new_llava(pretrain_tower(arguments), tokenizer)
+    earlier += (arguments.work / "tower/log.jsonl").read_text(encoding="utf-8")
     minutes = arguments.minutes - arguments.tower_minutes
-    run = start_run(arguments, "llava", model, adam_only, slower=TRAINED_BEFORE, minutes=minutes)
-    makers = {name: LlavaBatches(pool, categories, tokenizer, config.image_seq_length) for name, pool in scenes.items()}
+    model, batch_size = LlavaPretrainer(llava, categories, tokenizer), RECIPES["llava"][0]
+    adam_only = ("head", "grounding", "embedding", "embed_tokens")
+    run = start_run(arguments, "llava", model, adam_only, slower=slower, minutes=minutes)
+    patches = llava.config.image_seq_length
+    makers = {name: LlavaBatches(pool, categories, tokenizer, patches) for name, pool in scenes.items()}
     held_out = [makers["val"].batch([(i, False) for i in range(at, at + 20)], seed=1) for at in range(0, 100, 20)]
     train(
         run,
@@ -208,7 +229,7 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
     )
     run.log("generation", evaluate_generation(arguments.out / "llava", makers["val"], categories))
     run.save()
-    keep_log(run, arguments.out / "llava", also=arguments.work / "tower/log.jsonl")
+    keep_log(run, arguments.out / "llava", earlier)
 
 
 def start_run(
@@ -232,14 +253,14 @@ def start_run(
     return run
 
 
-def keep_log(run: Run, folder: Path, also: Path | None = None) -> None:
+def keep_log(run: Run, folder: Path, before: str) -> None:
     """Put the log beside the weights, after that of the stage before."""
-    before = also.read_text(encoding="utf-8") if also else ""
     write_text(folder / "pretrain_log.jsonl", before + (run.folder / "log.jsonl").read_text(encoding="utf-8"))
 
 
 def main() -> None:
     arguments = parse_arguments()
+    environment.prepare()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     parts: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -16,8 +16,9 @@ from aura.data.dataset import AuraDataset, EpochSampler, Key
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
 from aura.model import AuraModel
+from aura.readout import encode_images
 from aura.train.engine import Process, wait_for_all
-from aura.types import Batch, ImageFeatures, Sample
+from aura.types import Batch, Sample
 
 
 def fill_cache(
@@ -34,13 +35,8 @@ def fill_cache(
     with tqdm(total=len(missing), desc="encoding images", disable=not process.is_main or not missing) as progress:
         for start in range(0, len(missing), batch):
             part = missing[start : start + batch]
-            inputs = [processor.image(path) for path in part]
-            features = model.encode_images(
-                torch.stack([i.sam_pixels for i in inputs]).to(process.device),
-                torch.stack([i.clip_pixels for i in inputs]).to(process.device),
-            )
-            for b, path in enumerate(part):
-                one = ImageFeatures(features.sam_embeddings[b : b + 1], features.clip_features[b : b + 1])
+            features = encode_images(model, [processor.image(path) for path in part])
+            for path, one in zip(part, features, strict=True):
                 cache.store(path, one)
             progress.update(len(part))
     wait_for_all(process)

@@ -1,10 +1,11 @@
-"""Pretraining of the LLaVA-like model: tower, projector and language model on captions and questions.
+"""Pretraining of the LLaVA-like model: projector and language model on captions and questions, on the trained tower.
 
 All conversations about an image are packed behind one shared prefix, exactly as AURA trains later. Three more losses
-make up for the few images: the tower keeps its own heads', so that it does not have to learn to see from words alone;
-the language model's state at every image token must say the word for what is there, so that answers only need to look
-at the right place; and its state at the last word of an object's name must tell which category is meant and roughly
-where it lies (grounding, as the region tasks of large models teach it). No ``[SEG]`` and no mask is learned here.
+make up for the few images. The state of every image token must say the word for what is there, as it enters the
+language model and as it leaves it, so that answers only need to look at the right place; as it enters it must also
+tell its row and column, and what hides it or is hidden by it. The state just before an object's name must tell where
+the object lies that is about to be named, and that at the last word of its name its category, place, occlusion rate and
+relations as well (grounding, as the region tasks of large models teach it). No ``[SEG]`` and no mask is learned here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
-    CLIPVisionConfig,
+    CLIPVisionModel,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
@@ -36,28 +37,30 @@ from aura.files import write_json
 from aura.model.mllm import Mllm, packed_attention_mask
 from aura.train.pretrain import Metrics
 from aura.train.pretrain_cells import CellBatch, cell_targets, stack_cells
+from aura.train.pretrain_relations import RELATION_WEIGHT, RelationHead, object_relations
 from aura.train.pretrain_scenes import PooledObject, ScenePool, shuffled
 from aura.train.pretrain_text import conversations_about, without_marks
-from aura.train.pretrain_tower import FEATURE_LAYER, TowerPretrainer, squashed_pixels, squashed_shares, through_neck
+from aura.train.pretrain_tower import FEATURE_LAYER, POSITION_WEIGHT, PositionHead, squashed_pixels, squashed_shares
 from aura.types import IMAGE_TOKEN
 
 
-def llava_config(
-    tower: CLIPVisionConfig,
+def new_llava(
+    tower: CLIPVisionModel,
     tokenizer: PreTrainedTokenizerFast,
     *,
     hidden: int = 256,
     layers: int = 4,
+    heads: int = 4,
     mlp: int = 512,
-) -> LlavaConfig:
-    """A LLaVA whose language model has about 3 million parameters."""
+) -> LlavaForConditionalGeneration:
+    """A LLaVA on a trained tower; its language model has about 3 million parameters and random weights."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=mlp,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 32,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=1024,
         initializer_range=0.04,
         bos_token_id=tokenizer.bos_token_id,
@@ -65,16 +68,19 @@ def llava_config(
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
-    return LlavaConfig(
-        vision_config=tower,
+    config = LlavaConfig(
+        vision_config=tower.config,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
         vision_feature_layer=FEATURE_LAYER,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
         tie_word_embeddings=False,
     )
+    llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower.load_state_dict(tower.state_dict())
+    return llava
 
 
 @dataclass
@@ -88,9 +94,10 @@ class LlavaBatch:
     target_index: torch.Tensor  # [M] int64
     target_ids: torch.Tensor  # [M] int64
     name_index: torch.Tensor  # [N] int64, positions of the last token of each object's name
+    before_index: torch.Tensor  # [N] int64, positions of the token before each object's name
     name_category: torch.Tensor  # [N] int64
     name_places: torch.Tensor  # [N, 2 T], visible and amodal share of each patch
-    name_rates: torch.Tensor  # [N], occlusion rates in [0, 1]
+    name_relations: torch.Tensor  # [N, 2 Y + 1], see pretrain_relations; the last is the occlusion rate
 
 
 class LlavaBatches:
@@ -108,6 +115,7 @@ class LlavaBatches:
     ) -> None:
         self.pool = pool
         self.index_of = {name: i for i, name in enumerate(categories)}
+        self.name_length = {name: len(tokenizer.encode(f" {name}")) for name in categories}
         self.text = ConversationTokenizer(
             copy.deepcopy(tokenizer),
             num_image_tokens=num_image_tokens,
@@ -124,7 +132,7 @@ class LlavaBatches:
 
     def batch(self, picked: Sequence[tuple[int, bool]], seed: int, pairs: int = 10) -> LlavaBatch:
         """The batch of the (index, mirrored) scenes ``picked``, with conversations of ``seed``."""
-        samples, packed, named = [], [], []
+        samples, packed, named, relations = [], [], [], []
         for index, flip in picked:
             objects = self.pool.objects(index, flip)
             pixels = squashed_pixels(Image.fromarray(self.pool.image(index, flip)))
@@ -133,13 +141,16 @@ class LlavaBatches:
             packed.append(
                 pack([unmarked(self.text.conversation(talk, index), self.text.seg_token_id) for talk in talks])
             )
-            named += [objects[i - 1] for talk in talks for turn in talk.turns for i in turn.objects]
+            rows = [i - 1 for talk in talks for turn in talk.turns for i in turn.objects]
+            named += [objects[row] for row in rows]
+            relations.append(object_relations(objects, self.index_of)[rows])
         length = max(len(p.input_ids) for p in packed)
 
         def padded(name: str, value: int) -> torch.Tensor:
             rows = [getattr(p, name) for p in packed]
             return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
+        name_index = torch.tensor([b * length + i - 1 for b, p in enumerate(packed) for i in p.seg_index])
         return LlavaBatch(
             cells=stack_cells(samples),
             input_ids=padded("input_ids", 0),
@@ -147,10 +158,11 @@ class LlavaBatches:
             segment_ids=padded("segment_ids", -1),
             target_index=torch.tensor([b * length + i for b, p in enumerate(packed) for i in p.target_index]),
             target_ids=torch.tensor([i for p in packed for i in p.target_ids]),
-            name_index=torch.tensor([b * length + i - 1 for b, p in enumerate(packed) for i in p.seg_index]),
+            name_index=name_index,
+            before_index=name_index - torch.tensor([self.name_length[obj.category] for obj in named]),
             name_category=torch.tensor([self.index_of[obj.category] for obj in named]),
             name_places=torch.from_numpy(np.stack([places(obj) for obj in named])),
-            name_rates=torch.tensor([obj.occlusion_rate for obj in named]),
+            name_relations=torch.from_numpy(np.concatenate(relations)),
         )
 
 
@@ -171,53 +183,55 @@ def places(obj: PooledObject) -> np.ndarray:
 
 
 class GroundingHead(nn.Module):
-    """Throw-away: category, place and occlusion rate of the object whose name just ended, from the state there."""
+    """Throw-away: place of an object from the states before and at its name; from the latter all else known of it."""
 
     def __init__(self, hidden: int, num_categories: int, num_patches: int) -> None:
         super().__init__()
         self.category = nn.Linear(hidden, num_categories)
         self.places = nn.Linear(hidden, 2 * num_patches)
-        self.rate = nn.Linear(hidden, 1)
+        self.places_ahead = nn.Linear(hidden, 2 * num_patches)
+        self.relations = RelationHead(hidden, num_categories)
 
-    def loss(self, states: torch.Tensor, batch: LlavaBatch) -> tuple[torch.Tensor, Metrics]:
-        """From states [N, H]."""
-        category = F.cross_entropy(self.category(states), batch.name_category)
-        place = F.binary_cross_entropy_with_logits(self.places(states), batch.name_places)
-        rate = (self.rate(states)[:, 0].sigmoid() - batch.name_rates).abs().mean()
-        terms = {"category": category, "place": place, "rate": rate}
-        return category + 4 * place + rate, {key: float(value.detach()) for key, value in terms.items()}
+    def loss(self, before: torch.Tensor, at: torch.Tensor, batch: LlavaBatch) -> tuple[torch.Tensor, Metrics]:
+        """From the states [N, H] before and at the names."""
+        category = F.cross_entropy(self.category(at), batch.name_category)
+        place = F.binary_cross_entropy_with_logits(self.places(at), batch.name_places)
+        place_ahead = F.binary_cross_entropy_with_logits(self.places_ahead(before), batch.name_places)
+        relations, related = self.relations.loss(at, batch.name_relations, torch.ones(len(at)))
+        terms = {"category": category, "place": place, "place_ahead": place_ahead}
+        loss = category + 4 * (place + place_ahead) + RELATION_WEIGHT * relations
+        named = {f"name_{key}": value for key, value in related.items()}
+        return loss, {key: float(value.detach()) for key, value in terms.items()} | named
 
 
 class LlavaPretrainer(nn.Module):
-    """LLaVA, starting from the trained tower, with the throw-away heads."""
+    """LLaVA with the throw-away heads. Its tower stays as it is."""
 
     def __init__(
-        self,
-        config: LlavaConfig,
-        categories: Sequence[str],
-        tokenizer: PreTrainedTokenizerFast,
-        trained: TowerPretrainer,
+        self, llava: LlavaForConditionalGeneration, categories: Sequence[str], tokenizer: PreTrainedTokenizerFast
     ) -> None:
         super().__init__()
-        num_categories = len(categories)
+        hidden = llava.config.text_config.hidden_size
         first_tokens = [tokenizer.encode(f" {name}")[0] for name in categories]
         self.register_buffer("words", torch.tensor([*first_tokens, tokenizer.pad_token_id]), persistent=False)
-        self.llava = LlavaForConditionalGeneration(config)
-        self.llava.model.vision_tower.load_state_dict(trained.tower.state_dict())
-        self.neck, self.head = trained.neck, trained.head
-        self.grounding = GroundingHead(config.text_config.hidden_size, num_categories, config.image_seq_length)
+        self.llava = llava
+        self.llava.model.vision_tower.requires_grad_(False)
+        self.grounding = GroundingHead(hidden, len(categories), llava.config.image_seq_length)
+        self.position_head = PositionHead(hidden)
+        self.relation_head = RelationHead(hidden, len(categories))
         # In a tuple, so that the shared parts are not registered twice.
         self._parts = (Mllm(self.llava),)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
 
-    def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, ...]:
-        """Token logits [M, V] at the supervised positions and [2 B T, V] at the image's (as they enter the language
-        model and as they leave it), states [N, H] at the names, what the tower's head takes [B, g, g, C'].
+    def forward(self, batch: LlavaBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token logits [M, V] at the supervised positions, the image tokens' states [2, B, T, H] as they enter the
+        language model and as they leave it, all states that leave it [B, L, H].
         """
         (parts,) = self._parts
         with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
-            seen = parts.vision_tower(batch.cells.pixels, output_hidden_states=True)
-            features = seen.hidden_states[FEATURE_LAYER][:, 1:]
+            with torch.no_grad():
+                seen = parts.vision_tower(batch.cells.pixels, output_hidden_states=True)
+                features = seen.hidden_states[FEATURE_LAYER][:, 1:]
             states = parts(
                 batch.input_ids,
                 clip_features=features,
@@ -225,26 +239,30 @@ class LlavaPretrainer(nn.Module):
                 position_ids=batch.position_ids,
             )
             logits = parts.lm_head(states.flatten(0, 1)[batch.target_index])
-            spoken = states[batch.input_ids == self.llava.config.image_token_id]
-            entering = parts.language_model.norm(parts.projector(features)).flatten(0, 1)
-            at_image = parts.lm_head(torch.cat([entering, spoken]))
-            grid = through_neck(self.neck, features)
-        names = states.flatten(0, 1)[batch.name_index]
-        return logits.float(), at_image.float(), names.float(), grid
+            entering = parts.language_model.norm(parts.projector(features))
+            leaving = states[batch.input_ids == self.llava.config.image_token_id].view_as(entering)
+        return logits.float(), torch.stack([entering, leaving]), states
 
     def loss(self, batch: LlavaBatch) -> tuple[torch.Tensor, Metrics]:
-        """Cross-entropy of the answers and of the image tokens' words, grounding, the tower's own task; the terms."""
-        logits, at_image, names, features = self(batch)
+        """Cross-entropy of the answers and of the image tokens' words, grounding, positions; the terms."""
+        logits, at_image, states = self(batch)
         text = F.cross_entropy(logits, batch.target_ids)
         words = self.word_loss(at_image, batch.cells)
-        seeing, terms = self.head.loss(features, batch.cells)
-        grounding, placed = self.grounding.loss(names, batch)
+        position = self.position_head.loss(at_image[0])
+        relations, related = self.relation_head.loss(at_image[0], batch.cells.relations, batch.cells.shown)
+        before, at = (states.flatten(0, 1)[index].float() for index in (batch.before_index, batch.name_index))
+        grounding, placed = self.grounding.loss(before, at, batch)
         right = float((logits.argmax(-1) == batch.target_ids).float().mean())
-        terms = {"text": float(text.detach()), "token_accuracy": right, "words": float(words.detach())} | placed | terms
-        return text + 0.5 * words + 0.5 * grounding + 0.5 * seeing, terms
+        terms = {"text": float(text.detach()), "token_accuracy": right, "words": float(words.detach())}
+        terms |= {"position": float(position.detach())} | related | placed
+        seen = 0.5 * words + POSITION_WEIGHT * position + 0.5 * RELATION_WEIGHT * relations
+        return text + seen + 0.5 * grounding, terms
 
-    def word_loss(self, logits: torch.Tensor, batch: CellBatch) -> torch.Tensor:
-        """Cross-entropy of the word at each image token [2 B T, V]: the category seen there, or hidden there (half)."""
+    def word_loss(self, states: torch.Tensor, batch: CellBatch) -> torch.Tensor:
+        """Cross-entropy of the word at each image token [2, B, T, H]: of the category seen, or hidden there (half)."""
+        (parts,) = self._parts
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
+            logits = parts.lm_head(states.flatten(0, 2)).float()
         hidden = (batch.reaching - batch.seen[:, :-1]).clamp(min=0)
         target = torch.cat([batch.seen[:, :-1] + 0.5 * hidden, batch.seen[:, -1:]], dim=1)
         target = target.flatten(2).transpose(1, 2).flatten(0, 1)  # [B T, Y + 1], rows of patches as in the sequence
@@ -266,7 +284,7 @@ def evaluate_llava(
     word_ids = torch.tensor(sorted({i for word in words for i in tokenizer.encode(f" {word}")}))
     losses, tokens, named, exact = [], [], [], []
     for batch in batches:
-        logits, *_ = model(batch)
+        logits, _, _ = model(batch)
         losses.append(F.cross_entropy(logits, batch.target_ids))
         hits = logits.argmax(-1) == batch.target_ids
         tokens.append(hits.float())

@@ -1,29 +1,37 @@
 """Pretraining of the CLIP-like tower: it starts from SAM's image encoder and learns on, with a class token.
 
 Real CLIP and SAM were trained apart. Here one training of the image transformer serves both: the tower has the same
-blocks, takes over their weights, and goes its own way from there (:mod:`aura.train.pretrain_cells` is its task).
+blocks, takes over their weights, and goes its own way from there. Its task is that of :mod:`aura.train.pretrain_cells`,
+that of :mod:`aura.train.pretrain_relations`, and to say where each patch lies: what is needed to name a patch is not
+needed to place it, and without a loss for it the place is gone after a few layers. A language model can then tell what
+is there, but not what stands left of what.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from aura.data.images import clip_pixels
 from aura.train.pretrain import Metrics
-from aura.train.pretrain_cells import CELLS, CellBatch
+from aura.train.pretrain_cells import CELLS, CellBatch, CellHead, evaluate_cells
+from aura.train.pretrain_relations import RELATION_WEIGHT, RelationHead, evaluate_relations
 from aura.train.pretrain_sam import SamPretrainer
 from aura.train.pretrain_scenes import IMAGE_SIZE, PATCH_SIZE, block_mean
 
 FEATURE_LAYER = -1
 """Every layer was trained on patches, so none is left out (LLaVA leaves CLIP's last one out)."""
+
+POSITION_WEIGHT = 0.25
 
 
 def tower_config(*, hidden: int = 192, layers: int = 6) -> CLIPVisionConfig:
@@ -51,21 +59,34 @@ def squashed_shares(mask: np.ndarray) -> np.ndarray:
 
 
 class TowerPretrainer(nn.Module):
-    """The tower as it starts from SAM's image encoder, with SAM's neck and head, which are thrown away.
+    """A tower with the heads that teach it, which are thrown away.
 
     Args:
-        config: The tower's; its blocks are those of ``sam``.
-        sam: The trained encoder.
-        pixels: A few images [B, 3, S, S], to measure how large the encoder's tokens are.
+        tower: To train.
+        neck: SAM's, between the tower and the head.
+        head: What is seen, what reaches.
     """
 
-    def __init__(self, config: CLIPVisionConfig, sam: SamPretrainer, pixels: torch.Tensor) -> None:
+    def __init__(self, tower: CLIPVisionModel, neck: nn.Module, head: CellHead) -> None:
         super().__init__()
-        self.tower = CLIPVisionModel(config)
-        encoder = sam.sam.vision_encoder
-        self.neck, self.head = copy.deepcopy(encoder.neck), copy.deepcopy(sam.head)
-        self._start_from(encoder, pixels)
+        self.tower = tower
+        self.neck, self.head = copy.deepcopy(neck), copy.deepcopy(head)
+        self.position_head = PositionHead(tower.config.hidden_size)
+        self.relation_head = RelationHead(tower.config.hidden_size, head.num_categories)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
+
+    @classmethod
+    def from_encoder(cls, config: CLIPVisionConfig, sam: SamPretrainer, pixels: torch.Tensor) -> TowerPretrainer:
+        """A tower that starts as SAM's image encoder.
+
+        Args:
+            config: The tower's; its blocks are those of ``sam``.
+            sam: The trained encoder.
+            pixels: A few images [B, 3, S, S], to measure how large the encoder's tokens are.
+        """
+        model = cls(CLIPVisionModel(config), sam.sam.vision_encoder.neck, sam.head)
+        model._start_from(sam.sam.vision_encoder, pixels)
+        return model
 
     def _start_from(self, encoder: SamVisionEncoder, pixels: torch.Tensor) -> None:
         """Take over the blocks, the patch embedding and the positions.
@@ -101,17 +122,53 @@ class TowerPretrainer(nn.Module):
                     layer.weight.copy_(weight)
                     layer.bias.copy_(bias)
 
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, P, P] -> patch features [B, T, C], as LLaVA takes them."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
+            return self.tower(pixels, output_hidden_states=True).hidden_states[FEATURE_LAYER][:, 1:]
+
+    def through_neck(self, features: torch.Tensor) -> torch.Tensor:
+        """Patch features [B, T, C] -> what the head takes, float32 [B, g, g, C']."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
+            return self.neck(features.unflatten(1, (CELLS, CELLS))).float().permute(0, 2, 3, 1)
+
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, P, P] -> what the head takes, [B, g, g, C']."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.low_precision):
-            states = self.tower(pixels, output_hidden_states=True).hidden_states[FEATURE_LAYER]
-            return through_neck(self.neck, states[:, 1:])
+        return self.through_neck(self.features(pixels))
 
     def loss(self, batch: CellBatch) -> tuple[torch.Tensor, Metrics]:
-        """The head's loss on a batch."""
-        return self.head.loss(self.encode(batch.pixels), batch)
+        """The losses of both heads on a batch; the terms."""
+        features = self.features(batch.pixels)
+        cells, terms = self.head.loss(self.through_neck(features), batch)
+        position = self.position_head.loss(features)
+        relations, related = self.relation_head.loss(features, batch.relations, batch.shown)
+        terms |= {"position": float(position.detach())} | related
+        return cells + POSITION_WEIGHT * position + RELATION_WEIGHT * relations, terms
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[CellBatch]) -> Metrics:
+        """All figures on held-out images."""
+        logits = torch.cat([self.relation_head(self.features(batch.pixels)) for batch in batches])
+        relations, shown = (torch.cat([getattr(b, name) for b in batches]) for name in ("relations", "shown"))
+        return evaluate_cells(self.encode, self.head, batches) | evaluate_relations(logits, relations, shown)
 
 
-def through_neck(neck: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Patch features [B, T, C] as LLaVA takes them -> what the head takes, float32 [B, g, g, C']."""
-    return neck(features.unflatten(1, (CELLS, CELLS))).float().permute(0, 2, 3, 1)
+class PositionHead(nn.Module):
+    """Throw-away: from the states [B, T, C] of the patches to the logits of their rows and columns, [B, T, 2 g]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.linear = nn.Linear(channels, 2 * CELLS)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.norm(states.float()))
+
+    def loss(self, states: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the row plus that of the column, for patches in reading order."""
+        rows, columns = self(states).flatten(0, 1).chunk(2, dim=1)
+        row, column = torch.meshgrid(torch.arange(CELLS), torch.arange(CELLS), indexing="ij")
+        images = len(states)
+        return F.cross_entropy(rows, row.flatten().repeat(images)) + F.cross_entropy(
+            columns, column.flatten().repeat(images)
+        )

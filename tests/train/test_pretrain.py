@@ -13,16 +13,17 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 from aura.data.images import clip_preprocessing
 from aura.masks import encode_rle
 from aura.train.pretrain import Run, ahead, build_optimizers, learning_rate_factor, orthogonalise, train
-from aura.train.pretrain_cells import cell_batches, evaluate_cells
+from aura.train.pretrain_cells import cell_batches
 from aura.train.pretrain_llava import (
     LlavaBatches,
     LlavaPretrainer,
     evaluate_generation,
     evaluate_llava,
     export_llava,
-    llava_config,
     names_in,
+    new_llava,
 )
+from aura.train.pretrain_relations import evaluate_relations, object_relations, patch_relations
 from aura.train.pretrain_sam import (
     SamPretrainer,
     evaluate_sam,
@@ -40,7 +41,7 @@ from aura.train.pretrain_text import (
     train_tokenizer,
     without_marks,
 )
-from aura.train.pretrain_tower import TowerPretrainer, squashed_pixels, squashed_shares, tower_config
+from aura.train.pretrain_tower import PositionHead, TowerPretrainer, squashed_pixels, squashed_shares, tower_config
 
 CATEGORIES = ["apple", "book", "hot dog"]
 
@@ -158,7 +159,7 @@ def test_cells_lie_where_the_pixels_do(pool: ScenePool, shares, preprocess) -> N
 def test_tower_goes_on_where_the_encoder_stopped(pool: ScenePool) -> None:
     torch.manual_seed(0)
     sam = SamPretrainer(sam_config(hidden=32, layers=2, channels=32), len(CATEGORIES))
-    model = TowerPretrainer(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
+    model = TowerPretrainer.from_encoder(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
     block, source = model.tower.encoder.layers[1], sam.sam.vision_encoder.layers[1]
     tokens = torch.randn(1, 16, 16, 32)
     ours = block(tokens.flatten(1, 2), attention_mask=None)
@@ -180,8 +181,9 @@ def test_tower_goes_on_where_the_encoder_stopped(pool: ScenePool) -> None:
     )
     first, last = descend(model, lambda: model.loss(batch)[0])
     assert last < 0.9 * first
-    measured = evaluate_cells(model.encode, model.head, [batch])
-    assert set(measured) == {"cell_accuracy", "found"} and all(0 <= value <= 1 for value in measured.values())
+    measured = model.measure([batch])
+    assert {"cell_accuracy", "found", "touching_found", "patch_rate_error"} < set(measured)
+    assert all(0 <= value <= 1 for value in measured.values())
 
 
 def test_what_was_trained_before_moves_slower() -> None:
@@ -194,9 +196,8 @@ def test_what_was_trained_before_moves_slower() -> None:
 def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sam = SamPretrainer(sam_config(hidden=32, layers=2, channels=32), len(CATEGORIES))
-    tower = TowerPretrainer(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
-    config = llava_config(tower.tower.config, tokenizer, hidden=32, layers=1, mlp=64)
-    model = LlavaPretrainer(config, CATEGORIES, tokenizer, tower)
+    tower = TowerPretrainer.from_encoder(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
+    model = LlavaPretrainer(new_llava(tower.tower, tokenizer, hidden=32, layers=1, mlp=64), CATEGORIES, tokenizer)
     maker = LlavaBatches(pool, CATEGORIES, tokenizer, 256)
     batch = maker.batch([(0, False), (1, True)], seed=3, pairs=4)
     first, last = descend(model, lambda: model.loss(batch)[0], steps=8)
@@ -207,6 +208,9 @@ def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerF
     export_llava(model, tokenizer, tmp_path)
     loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float16)
     assert torch.equal(loaded.lm_head.weight, model.llava.lm_head.weight.half())
+    tower_weights = tower.tower.state_dict()
+    for name, value in loaded.model.vision_tower.state_dict().items():
+        assert torch.equal(value, tower_weights[name].half()), name
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
     assert clip_preprocessing(tmp_path)["clip_resize"] == "squash"
     generated = evaluate_generation(tmp_path, maker, CATEGORIES, scenes=1)
@@ -217,6 +221,40 @@ def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerF
         assert again.encode(prompt) == tokenizer.encode(prompt)
         assert again.encode("<image>") == [loaded.config.image_token_id]
         assert again.decode(again.encode("Ein Käse 🧀!")) == "Ein Käse 🧀!"
+
+
+def test_position_head_learns_where_each_patch_lies() -> None:
+    torch.manual_seed(0)
+    head, states = PositionHead(64), torch.randn(1, 256, 64).expand(2, -1, -1)
+    first, last = descend(head, lambda: head.loss(states), steps=60, lr=3e-2)
+    assert 2 * np.log(16) < first < 3 * np.log(16) and last < 1
+    rows, columns = head(states)[0].chunk(2, dim=1)
+    assert rows.argmax(1)[16 * 3 + 5] == 3 and columns.argmax(1)[16 * 3 + 5] == 5
+
+
+def test_relations_say_what_hides_what(pool: ScenePool) -> None:
+    index_of = {name: i for i, name in enumerate(CATEGORIES)}
+    back, middle, front = pool.objects(0)  # an apple behind a book behind a hot dog, each overlapping its neighbours
+    relations = object_relations([back, middle, front], index_of)
+    for i, one in enumerate((back, middle, front)):
+        assert relations[i, -1] == pytest.approx(one.occlusion_rate)
+        for j, other in enumerate((back, middle, front)):
+            hides = (other.visible & one.amodal & ~one.visible).sum() >= max(4, 0.02 * one.amodal.sum())
+            assert relations[i, j] == hides and relations[j, 3 + i] == hides
+    assert relations[0, 1] == 1 and relations[1, 3] == 1 and relations[2, :3].sum() == 0
+    patches = patch_relations([back, middle, front], relations, squashed_shares)
+    row, column = (int(v) for v in np.argwhere(squashed_shares(front.visible) == 1)[0])
+    np.testing.assert_allclose(patches[16 * row + column], relations[2], atol=1e-6)
+
+
+def test_perfect_relations_score_one() -> None:
+    relations = torch.tensor([[1.0, 0.0, 0.25], [0.0, 1.0, 0.5], [0.0, 0.0, 0.0]])
+    logits = torch.cat([40 * relations[:, :2] - 20, torch.logit(relations[:, 2:], eps=1e-6)], dim=1)
+    weight = torch.tensor([1.0, 1.0, 0.0])
+    expected = {"touching_found": 1.0, "touching_right": 1.0, "patch_rate_error": pytest.approx(0.0, abs=1e-6)}
+    assert evaluate_relations(logits, relations, weight) == expected
+    logits[0, 0] = -20
+    assert evaluate_relations(logits, relations, weight)["touching_found"] == 0.5
 
 
 def test_sentences_are_read_without_seg(pool: ScenePool, tokenizer: PreTrainedTokenizerFast) -> None:
