@@ -6,6 +6,7 @@ With ``torchrun --nproc-per-node N eval.py ...`` N processes share the images.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write the masks (last protocol), as JSON")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest generated answer")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
+    parser.add_argument("--device-map", choices=("auto",), help="spread the model over all GPUs")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of the language model")
     options = parser.parse_args(argv)
@@ -63,8 +65,14 @@ def run(options: argparse.Namespace) -> None:
     if annotations is None:
         annotations, images = validation_split(options.checkpoint, images)
     dataset = AmodalReasonSeg.load(annotations, images)
+    if options.device_map and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--device-map gives all GPUs to one process; leave it out, or start eval.py without torchrun")
     assistant = Assistant.from_pretrained(
-        options.checkpoint, ranks.start(options.device), options.dtype, quantize=options.quantize
+        options.checkpoint,
+        ranks.start(options.device),
+        options.dtype,
+        quantize=options.quantize,
+        device_map=options.device_map,
     )
     model, processor = assistant.model, assistant.processor
     cache = open_cache(options.feature_cache, model, processor)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -23,13 +22,13 @@ from aura.data.conversations import TokenizedConversation
 from aura.data.feature_cache import FeatureCache
 from aura.data.images import sam_geometry
 from aura.data.processor import Processor
-from aura.geometry import to_image
 from aura.metrics import MaskPair
 from aura.model import AuraModel
 from aura.ranks import gather, rank_and_world
+from aura.readout import decode_answers, encode_images, read_masks
 from aura.report import Report
 from aura.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
-from aura.types import ImageFeatures, ImageGeometry, MaskOutput, Sample
+from aura.types import ImageFeatures, Sample
 
 __all__ = ["Prediction", "Report", "evaluate", "load_predictions", "predict", "score"]
 
@@ -142,12 +141,7 @@ def encode(
     missing = [i for i, found in enumerate(features) if found is None]
     if missing:
         images = [processor.image(samples[i].image_path, f"image {samples[i].image_id}: ") for i in missing]
-        fresh = model.encode_images(
-            torch.stack([image.sam_pixels for image in images]).to(model.device),
-            torch.stack([image.clip_pixels for image in images]).to(model.device),
-        )
-        for row, i in enumerate(missing):
-            one = ImageFeatures(fresh.sam_embeddings[row : row + 1], fresh.clip_features[row : row + 1])
+        for i, one in zip(missing, encode_images(model, images), strict=True):
             features[i] = cache.store(samples[i].image_path, one) if cache else one
     return [
         ImageFeatures(found.sam_embeddings.to(model.device), found.clip_features.to(model.device))
@@ -194,30 +188,14 @@ def _write_answers(
         list(prompts.values()), clip_features=features.clip_features, max_new_tokens=max_new_tokens
     )
     states = torch.cat([g.seg_hidden for g in generations])
-    masks: Iterator[MaskPair] = iter(())
-    if len(states):
-        image = torch.zeros(len(states), dtype=torch.int64, device=states.device)
-        geometry = sam_geometry(sample.height, sample.width, processor.sam_image_size)
-        output = model.decode_masks(states, features.sam_embeddings, image)
-        masks = iter(read_masks(output, range(len(states)), geometry))
+    geometry = sam_geometry(sample.height, sample.width, processor.sam_image_size)
+    masks = decode_answers(model, states, features.sam_embeddings, geometry)
     answers: Answers = {}
     for key, generation in zip(prompts, generations, strict=True):
         count = len(generation.seg_hidden)
         pairs = {index: next(masks) for index in range(count)}
         answers[key] = PredictedAnswer(pairs, count, processor.decode(generation.token_ids))
     return answers
-
-
-def read_masks(output: MaskOutput, rows: Sequence[int], geometry: ImageGeometry) -> list[MaskPair]:
-    """The decoded masks of some rows of ``output`` at their image's size, bool [H, W], cut at logit 0."""
-    absent = [None] * len(rows)
-
-    def masks(logits: torch.Tensor | None) -> Iterable[np.ndarray | None]:
-        return absent if logits is None else (to_image(logits[list(rows)], geometry) > 0).cpu().numpy()
-
-    rates = absent if output.occlusion_rate is None else output.occlusion_rate[list(rows)].tolist()
-    pairs = zip(masks(output.visible_logits), masks(output.amodal_logits), rates, strict=True)
-    return [MaskPair(*pair) for pair in pairs]
 
 
 def answer_starts(tokens: TokenizedConversation) -> list[int]:

@@ -18,10 +18,10 @@ from transformers import Cache
 from aura.data.answers import AnswerText, object_names
 from aura.data.photos import open_photo
 from aura.data.processor import SETTINGS_FILE, Processor
-from aura.geometry import to_image
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.model import AuraModel, Generation
 from aura.model.quantize import Quantization, check_kernels, check_quantization, quantization_config
+from aura.readout import decode_answers, encode_images
 from aura.targets import occlusion_rate
 from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
 
@@ -132,10 +132,7 @@ class Assistant:
     def conversation(self, image: ImageSource) -> ChatSession:
         """A conversation of several rounds about one image, which is encoded here, once; errors as :meth:`ask`."""
         inputs = self.processor.image(open_photo(image))
-        device = self.model.device
-        features = self.model.encode_images(
-            inputs.sam_pixels.unsqueeze(0).to(device), inputs.clip_pixels.unsqueeze(0).to(device)
-        )
+        (features,) = encode_images(self.model, [inputs])
         return ChatSession(self.model, self.processor, features, inputs.geometry, inputs.pil, self.max_new_tokens)
 
 
@@ -248,7 +245,6 @@ def generate(
     return generation, text.text
 
 
-@torch.no_grad()
 def read_reply(
     model: AuraModel, generation: Generation, text: str, sam_embeddings: torch.Tensor, geometry: ImageGeometry
 ) -> Reply:
@@ -264,20 +260,10 @@ def read_reply(
     names = object_names(text)
     states = generation.seg_hidden
     assert len(names) == len(states), f"{len(names)} {SEG_TOKEN} marks but {len(states)} states: {text!r}"
-    if not names:
-        return Reply(text, (), generation.truncated)
-    masks = model.decode_masks(states, sam_embeddings, torch.zeros(len(states), dtype=torch.long, device=states.device))
+    masks = decode_answers(model, states, sam_embeddings, geometry)
     objects = []
-    for index, name in enumerate(names):
-        # One object at a time: at a photograph's size, the float maps of a long answer would fill the memory.
-        visible, amodal = (
-            None if logits is None else (to_image(logits[index, None], geometry)[0] > 0).cpu().numpy()
-            for logits in (masks.visible_logits, masks.amodal_logits)
-        )
-        rate = None
-        if masks.occlusion_rate is not None:
-            rate = float(masks.occlusion_rate[index])
-        elif visible is not None and amodal is not None:
+    for name, (visible, amodal, rate) in zip(names, masks, strict=True):
+        if rate is None and visible is not None and amodal is not None:
             rate = float(occlusion_rate(visible & amodal, amodal))
         objects.append(ReplyObject(name, visible, amodal, rate))
     return Reply(text, tuple(objects), generation.truncated)

@@ -12,7 +12,7 @@ FLOORS = [
     {"config", "types", "files", "masks", "targets", "geometry", "ranks", "typesetting"},
     {"losses", "metrics", "visualize", "data"},
     {"model", "datagen"},
-    {"inference", "plan"},
+    {"readout", "inference", "plan"},
     {"evaluation", "gallery", "scoring", "report", "tables", "terminal", "web", "reproduction"},
     {"train"},
 ]
