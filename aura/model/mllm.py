@@ -103,7 +103,7 @@ class Mllm(nn.Module):
         """
         assert self.language_model.config._attn_implementation is not None, "no attention kernel: masks are ignored"
         embeddings = self.embed(input_ids, clip_features)
-        with self.products():
+        with self.products(embeddings.device):
             output = self.language_model(
                 inputs_embeds=embeddings,
                 attention_mask=None if attention_mask is None else attention_mask.to(embeddings.dtype),
@@ -116,13 +116,12 @@ class Mllm(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of states [..., H], [..., V]."""
-        with self.products():
+        with self.products(hidden.device):
             return self.lm_head(hidden)
 
-    def products(self) -> torch.autocast:
+    def products(self, device: torch.device) -> torch.autocast:
         """How matrices are multiplied: in bf16 where ``autocast`` is set, in training alone; all else stays fp32."""
-        device = self.lm_head.weight.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.autocast and self.training)
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast and self.training)
 
     @property
     def dtype(self) -> torch.dtype:
