@@ -127,6 +127,14 @@ def test_mistakes_are_one_line(run_folder, data, capsys, change, message) -> Non
     assert error.startswith("eval.py: ") and message in error and "\n" not in error
 
 
+def test_a_model_is_spread_over_devices_by_one_process_alone(run_folder, data, capsys, monkeypatch) -> None:
+    arguments = ["--checkpoint", str(run_folder), "--data", str(data), "--device-map", "auto"]
+    assert program.main(arguments) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert program.main(arguments) == 2
+    assert "start eval.py without torchrun" in capsys.readouterr().err
+
+
 def test_a_picture_that_cannot_be_written_is_refused_before_the_evaluation(run_folder, data, capsys) -> None:
     arguments = ["--checkpoint", str(run_folder), "--data", str(data), "--contact-sheet", "sheet.txt"]
     assert program.main(arguments) == 2

@@ -123,7 +123,7 @@ def read_tensors(path: str | Path, setting: str) -> dict[str, torch.Tensor]:
             f"{setting}: {path} is not a file of plain weights, or is damaged; download the original again"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, IndexError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on with guesses
         raise ValueError(f"{setting}: {path} is truncated or damaged ({reason}); get it again") from error
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         held = "nothing" if not state else type(state).__name__
