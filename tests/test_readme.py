@@ -15,30 +15,34 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?<![\w/])((?:scripts/)?[a-z_]+\.py)((?:[ \\\n]+(?!`)[^\s`|]+)*)")
 
 
-def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """Each script call of a page, as (script, options)."""
+def commands(page: Path) -> list[tuple[str, str, list[str]]]:
+    """Each script call of a page, as (script, its first word, options)."""
     code = re.findall(r"```(?:bash|sh)?\n(.*?)```|`([^`\n]+)`|((?:^(?: {4}).*\n)+)", page.read_text(), re.S | re.M)
     found = []
     for block in ("".join(parts) for parts in code):
         for script, rest in COMMAND.findall(block.replace("\\\n", " ")):
             # A quoted value may hold the options of another program.
             own = re.sub(r'"[^"\n]*"', "", rest.split("\n")[0])
-            found.append((script, re.findall(r"(--[a-zA-Z_.-]*[a-zA-Z_])", own)))
+            first = own.split()[0] if own.split() else ""
+            found.append((script, first, re.findall(r"(--[a-zA-Z_.-]*[a-zA-Z_])", own)))
     return found
 
 
 @cache
-def help_of(script: str) -> str:
-    run = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
-    return run.stdout
+def help_of(script: str, *command: str) -> str:
+    call = [sys.executable, ROOT / script, *command, "--help"]
+    return subprocess.run(call, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_scripts_and_options_exist(page):
-    for script, options in commands(page):
+    for script, first, options in commands(page):
         assert (ROOT / script).is_file(), f"{page.name} calls {script}"
+        known = help_of(script) if options else ""
+        if first.isalpha() and re.search(rf"^  {first} ", known, re.M):  # a script of several commands
+            known += help_of(script, first)
         for option in options:
-            assert re.search(rf"{re.escape(option)}\b", help_of(script)), f"{page.name}: {script} has no {option}"
+            assert re.search(rf"{re.escape(option)}\b", known), f"{page.name}: {script} {first} has no {option}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
