@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import weakref
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-CHUNK = 1 << 20
-"""Characters that are read at once."""
-MARGIN = 32
-"""A value that ends so close to the end of what was read may go on: a number, or half a literal."""
-_SPACE = re.compile(r"[ \t\n\r]*")
+import ijson
 
+CHUNK = 1 << 16
+"""Bytes that are read at once."""
+DEPTH = 100
+"""Brackets within each other: the parser has no limit, but ``json`` could not write the value again."""
 
-Member = tuple[str, int | None, Any, str]
-"""(key, position, value, text)."""
+Member = tuple[str, int | None, Any]
+"""(key, position, value)."""
 
 
 def members(path: str | Path, lists: Collection[str]) -> Iterator[Member]:
@@ -28,103 +28,55 @@ def members(path: str | Path, lists: Collection[str]) -> Iterator[Member]:
     the position ``None``. Every other value comes whole, with the position ``None``.
 
     Raises:
-        ValueError: No such file, not JSON, not an object at the top, or a key that occurs twice.
+        ValueError: No such file, not JSON (nor is ``NaN``), not an object at the top, or a key that occurs twice.
     """
     path = Path(path)
+    events = _events(path)
+    event, value = next(events)
+    if event != "start_map":
+        kind = "list" if event == "start_array" else type(value).__name__
+        raise ValueError(f"{path}: expected a JSON object with lists of records, got a {kind}")
+    seen: set[str] = set()
+    for event, key in events:
+        if event == "end_map":
+            continue  # The parser still has to see that nothing follows.
+        if key in seen:
+            raise ValueError(f"{path}: the key {key!r} occurs twice; join the two")
+        seen.add(key)
+        first = next(events)
+        if key in lists and first[0] == "start_array":
+            yield key, None, []
+            for position, begin in enumerate(iter(partial(next, events), ("end_array", None))):
+                yield key, position, _value(path, begin, events)
+        else:
+            yield key, None, _value(path, first, events)
+
+
+def _events(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        with path.open(encoding="utf-8") as file:
-            yield from _Reader(path, file, lists)
+        with path.open("rb") as file:
+            yield from ijson.basic_parse(file, use_float=True, buf_size=CHUNK)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: is not JSON ({error}); is the file complete?") from error
+    except (ijson.JSONError, ValueError) as error:
+        what = error.args[0] if isinstance(error, ijson.JSONError) else error
+        text = what.decode(errors="replace") if isinstance(what, bytes) else str(what)
+        # The C backend's second line is the text around the flaw, its third an arrow.
+        told = ": ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+        raise ValueError(f"{path}: is not JSON ({told}); is the file complete?") from error
 
 
-class _Reader:
-    """A window over the file's text that moves with what is read."""
-
-    def __init__(self, path: Path, file: TextIO, lists: Collection[str]) -> None:
-        self.path, self.file, self.lists = path, file, lists
-        self._decoder = json.JSONDecoder()
-        self._buffer, self._at, self._before = "", 0, 0
-        self._ended = False
-
-    def __iter__(self) -> Iterator[Member]:
-        if self._next() != "{":
-            value, _ = self._value()
-            raise ValueError(f"{self.path}: expected a JSON object with lists of records, got a {type(value).__name__}")
-        self._at += 1
-        seen: set[str] = set()
-        for _ in self._until("}"):
-            key, _ = self._value()
-            if not isinstance(key, str):
-                raise self._error("Expecting property name enclosed in double quotes")
-            if key in seen:
-                raise ValueError(f"{self.path}: the key {key!r} occurs twice; join the two")
-            seen.add(key)
-            if self._next() != ":":
-                raise self._error("Expecting ':' delimiter")
-            self._at += 1
-            if key in self.lists and self._next() == "[":
-                self._at += 1
-                yield key, None, [], "[]"
-                for position, _ in enumerate(self._until("]")):
-                    yield key, position, *self._value()
-            else:
-                yield key, None, *self._value()
-        if self._next():
-            raise self._error("Extra data")
-
-    def _until(self, end: str) -> Iterator[None]:
-        """Once for each item up to the bracket ``end``; the caller reads the item."""
-        if self._next() == end:
-            self._at += 1
-            return
-        while True:
-            yield
-            following = self._next()
-            if following not in (",", end):
-                raise self._error("Expecting ',' delimiter")
-            self._at += 1
-            if following == end:
-                return
-
-    def _next(self) -> str:
-        """The next character that is no space; empty at the end of the file."""
-        while True:
-            found = _SPACE.match(self._buffer, self._at)
-            self._at = found.end() if found else self._at
-            if self._at < len(self._buffer) or self._ended:
-                return self._buffer[self._at : self._at + 1]
-            self._read()
-
-    def _value(self) -> tuple[Any, str]:
-        """The value that begins here, and its text."""
-        self._next()
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._buffer, self._at)
-            except json.JSONDecodeError as error:
-                # What is cut off fails at its end, or, within a string, at the string's beginning.
-                cut_off = error.pos > len(self._buffer) - MARGIN or error.msg.startswith("Unterminated string")
-                if self._ended or not cut_off:
-                    raise self._error(error.msg, error.pos) from None
-            else:
-                if self._ended or end <= len(self._buffer) - MARGIN:
-                    text, self._at = self._buffer[self._at : end], end
-                    return value, text
-            self._read()
-
-    def _read(self) -> None:
-        """Read on, each time as much again, so that a long value is not decoded many times."""
-        self._before += self._at
-        self._buffer = self._buffer[self._at :]
-        more = self.file.read(max(CHUNK, len(self._buffer)))
-        self._buffer, self._at, self._ended = self._buffer + more, 0, not more
-
-    def _error(self, message: str, at: int | None = None) -> ValueError:
-        place = self._before + (self._at if at is None else at)
-        return ValueError(f"{self.path}: is not JSON ({message}: char {place}); is the file complete?")
+def _value(path: Path, begin: tuple[str, Any], events: Iterator[tuple[str, Any]]) -> Any:
+    builder, depth = ijson.ObjectBuilder(), 0
+    event, value = begin
+    while True:
+        builder.event(event, value)
+        depth += event.startswith("start_") - event.startswith("end_")
+        if depth > DEPTH:
+            raise ValueError(f"{path}: has more than {DEPTH} brackets within each other; is this the right file?")
+        if not depth:
+            return builder.value
+        event, value = next(events)
 
 
 class Spool:
@@ -147,9 +99,9 @@ class Spool:
         self.other: dict[str, Any] = {}
         self.lists: set[str] = set()
         try:
-            for key, position, value, text in members(path, lists):
+            for key, position, value in members(path, lists):
                 if position is not None:
-                    self.add(key, text)
+                    self.add(key, json.dumps(value))
                 elif key in lists and value == []:
                     self.lists.add(key)
                 else:
