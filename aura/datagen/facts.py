@@ -66,6 +66,12 @@ class Facts:
         categories = {self.categories[i] for i in indices if i in self.loose}
         return all(i in indices for i in self.loose if self.categories[i] in categories)
 
+    @cached_property
+    def hides(self) -> np.ndarray:
+        """Which fraction of the whole of object a is hidden by object b, at [b, a]."""
+        shares: np.ndarray = self.hidden_share * np.asarray(self.rates)[None, :]
+        return shares
+
     def explained(self, index: int) -> float:
         """Which fraction of the object's invisible region its labelled occluders account for."""
         return float(sum(self.hidden_share[b, index] for b in self.front[index]))

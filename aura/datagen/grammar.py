@@ -118,6 +118,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "hidden_by": (
         ("What hides {thing}?", _HIDDEN_BY),
         ("Which {which_others} {others_are} in front of {thing}?", _HIDDEN_BY),
+        ("Please show me the {which_others} in front of {thing}.", _HIDDEN_BY),
         ("Why can I not see all of {thing}?", _HIDDEN_BY),
     ),
     "in_front": (
@@ -131,11 +132,13 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ("What is behind {context}?", _BEHIND),
         ("Which {which} {is} hidden behind {context}?", _BEHIND),
         ("Which {which} {is} behind {context}?", _BEHIND),
+        ("Please show me the {which} behind {context}.", _BEHIND),
         ("What would I see better without {context}?", "You would see {objects} better."),
     ),
     "behind_thing": (
         ("What is behind {thing}?", "{objects} {is} behind {focus}."),
         ("Which {which} {is} hidden behind {thing}?", "{objects} {is} behind {focus}."),
+        ("Please show me the {which} behind {thing}.", "{objects} {is} behind {focus}."),
     ),
     "most_hidden": (
         ("Which of {things} is hidden the most?", _MOST),

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from aura.datagen.facts import Facts
 from aura.datagen.grammar import DEGREES, FULLY_VISIBLE, degree
 from aura.datagen.knowledge import GROUPS, PURPOSES, Purpose
@@ -13,6 +15,9 @@ from aura.datagen.knowledge import GROUPS, PURPOSES, Purpose
 MAX_OBJECTS = 4
 RATE_MARGIN = 0.1
 """Comparisons of occlusion rates hold by at least this much, so that they can be seen."""
+HIDING = (0.01, 0.1)
+"""What hides a thing, or is hidden by it, is only asked where nothing hides a fraction between these of another: the
+masks know of it, but who looks at the picture may count it or not."""
 PLACE_MARGIN = 0.07
 """Comparisons of places hold by at least this fraction of the image's side."""
 SIZE_RATIO = 1.4
@@ -100,11 +105,11 @@ def _purpose_ideas(facts: Facts) -> Iterator[Idea]:
             yield _plain("situation", members, 0.4 * several, **verbs, situation=situation)
         if purpose.is_ability or len(members) > 1:
             continue
-        focus, front = members[0], facts.front[members[0]]
+        focus, front = members[0], _seen_in_front(facts, members[0])
         parts = {"focus": members}
         if front and facts.explained(focus) >= EXPLAINED:
             yield Idea("blocked", (focus, *front), {**parts, "others": front}, verbs, 1.5)
-        elif facts.rates[focus] < FULLY_VISIBLE:
+        elif _stands_free(facts, focus):
             yield Idea("free", members, parts, verbs, 0.4)
         if _clear_degree(facts.rates[focus]):
             words = {**verbs, "degree": degree(facts.rates[focus])}
@@ -131,10 +136,30 @@ def _clear_degree(rate: float) -> bool:
     return all(abs(rate - limit) > 0.02 for limit, _ in DEGREES[1:]) and not FULLY_VISIBLE <= rate < 0.05
 
 
+def _seen_in_front(facts: Facts, index: int) -> tuple[int, ...]:
+    """What occludes an object; nothing where that cannot be told from a glance."""
+    return facts.front[index] if _plain_to_see(facts.hides[:, index]) else ()
+
+
+def _seen_behind(facts: Facts, index: int) -> tuple[int, ...]:
+    """What an object occludes; nothing where that cannot be told from a glance."""
+    return facts.back[index] if _plain_to_see(facts.hides[index]) else ()
+
+
+def _stands_free(facts: Facts, index: int) -> bool:
+    """Whether it is plain to see that nothing hides an object."""
+    return facts.rates[index] < FULLY_VISIBLE and _plain_to_see(facts.hides[:, index])
+
+
+def _plain_to_see(hides: np.ndarray) -> bool:
+    low, high = HIDING
+    return not ((hides >= low) & (hides < high)).any()
+
+
 def _relation_ideas(facts: Facts) -> Iterator[Idea]:
     only = {members[0]: number for number, members in facts.purposes.items() if len(members) == 1}
     for index in range(len(facts)):
-        front, back = facts.front[index], facts.back[index]
+        front, back = _seen_in_front(facts, index), _seen_behind(facts, index)
         if facts.unique(index):
             name = f"the {facts.names[index]}"
             if front:
@@ -146,7 +171,7 @@ def _relation_ideas(facts: Facts) -> Iterator[Idea]:
             continue
         focus, thing = members[0], PURPOSES[number].thing
         weight = 1.2 if only[focus] == number else 0.4
-        front, back = facts.front[focus], facts.back[focus]
+        front, back = _seen_in_front(facts, focus), _seen_behind(facts, focus)
         if front and facts.explained(focus) >= EXPLAINED and _clear_degree(facts.rates[focus]):
             words = {"thing": thing, "degree": degree(facts.rates[focus]), "context": thing}
             yield Idea("hidden_by", (focus, *front), {"focus": members, "others": front}, words, weight)
@@ -179,7 +204,7 @@ def _comparison_ideas(facts: Facts) -> Iterator[Idea]:
         most = extreme(facts.rates, members, True, RATE_MARGIN)
         if most is not None:
             yield _plain("most_hidden", (most,), weight, things=things)
-            front = facts.front[most]
+            front = _seen_in_front(facts, most)
             if front and facts.explained(most) >= EXPLAINED:
                 parts = {"focus": (most,), "others": front}
                 yield Idea("most_hidden_by", (most, *front), parts, {"things": things}, weight)
@@ -230,9 +255,9 @@ def _state_ideas(facts: Facts) -> Iterator[Idea]:
         if members:
             yield _plain(kind, members, weight)
 
-    yield from split("visible", FULLY_VISIBLE, 0.06, 0.8, above=False)
-    yield from split("hidden", FULLY_VISIBLE, 0.06, 0.8)
-    yield from split("mostly_hidden", 0.55, 0.6, 0.8)
+    yield from split("visible", FULLY_VISIBLE, RATE_MARGIN, 0.8, above=False)
+    yield from split("hidden", FULLY_VISIBLE, RATE_MARGIN, 0.8)
+    yield from split("mostly_hidden", 0.6 - RATE_MARGIN, 0.6, 0.8)
     if len(facts) > 1:
         logs = [float(area) for area in facts.areas]
         ranked = sorted(range(len(facts)), key=lambda i: logs[i])
@@ -257,14 +282,14 @@ def follow_ups(facts: Facts, previous: Idea) -> list[Idea]:
 
 def _about_it(facts: Facts, it: int) -> Iterator[Idea]:
     name = f"the {facts.names[it]}"
-    front, back, rate = facts.front[it], facts.back[it], facts.rates[it]
+    front, back, rate = _seen_in_front(facts, it), _seen_behind(facts, it), facts.rates[it]
     parts = {"focus": (it,)}
     if front:
         yield _plain("then_in_front", front, 1.5, context=name)
         if facts.explained(it) >= EXPLAINED and _clear_degree(rate):
             words = {"degree": degree(rate), "context": name}
             yield Idea("then_hidden_by", (it, *front), {**parts, "others": front}, words, 1.5)
-    elif rate < FULLY_VISIBLE:
+    elif _stands_free(facts, it):
         yield Idea("then_visible", (it,), parts, {"context": name}, 1.0)
     if back:
         yield _plain("then_behind", back, 1.5, context=name)

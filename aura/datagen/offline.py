@@ -14,7 +14,7 @@ from aura.datagen.knowledge import names_category
 from aura.types import Conversation, Turn
 
 GENERATOR = "offline"
-VERSION = "2"
+VERSION = "3"
 MAX_PER_KIND = 2
 """Turns of one kind in an image while other kinds are left."""
 NUMBERS = ("one", "two", "three", "four")

@@ -64,16 +64,23 @@ class Truth:
         filled = np.flatnonzero(mask.any(axis=axis))
         return (filled[0] + filled[-1] + 1) / 2 / mask.shape[1 - axis]
 
+    def hidden_pixels(self, front: int, back: int) -> int:
+        return 0 if front == back else int((self.visible[front] & self.amodal[back] & ~self.visible[back]).sum())
+
     def hides(self, front: int, back: int) -> bool:
-        if front == back:
-            return False
-        pixels = (self.visible[front] & self.amodal[back] & ~self.visible[back]).sum()
+        pixels = self.hidden_pixels(front, back)
         return pixels >= 4 and pixels >= 0.02 * self.amodal[back].sum()
 
+    def plain_to_see(self, pairs: list[tuple[int, int]]) -> bool:
+        """No (front, back) of ``pairs`` hides a little, so that one may doubt whether it counts."""
+        return not any(0.01 <= self.hidden_pixels(a, b) / self.amodal[b].sum() < 0.1 for a, b in pairs)
+
     def in_front_of(self, back: int) -> set[int]:
+        assert self.plain_to_see([(i, back) for i in self.visible])
         return {i for i in self.visible if self.hides(i, back)}
 
     def behind(self, front: int) -> set[int]:
+        assert self.plain_to_see([(front, i) for i in self.visible])
         return {i for i in self.visible if self.hides(front, i)}
 
     def only(self, category: str) -> int:
@@ -132,7 +139,7 @@ def test_a_question_that_says_how_many_says_the_truth():
         asked = re.sub(r"the thing (?:that|I) .*?(?=,|\?|$)", "", turn.question)  # a description, not a number
         asked = re.sub(r"which one is", "", asked, flags=re.IGNORECASE)
         if re.match(r"(?:Please show me|I am looking for|Can you find) the ", turn.question):
-            asked = turn.question
+            asked = re.sub(r"(behind|in front of) the thing (?:that|I) .*", r"\1 it", turn.question)
         for found in told.findall(asked):
             count = numbers[found.lower()]
             partly = (
@@ -297,7 +304,7 @@ def test_other_images_get_other_questions_for_the_same_seed():
 def test_ids_and_provenance():
     conversations = generate_conversations(corpus()[3][0], seed=5, first_id=40)
     assert [c.id for c in conversations] == list(range(40, 40 + len(conversations)))
-    assert all(dict(c.provenance) == {"generator": "offline", "version": "2", "seed": 5} for c in conversations)
+    assert all(dict(c.provenance) == {"generator": "offline", "version": "3", "seed": 5} for c in conversations)
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 6, 17])
