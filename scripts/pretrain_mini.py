@@ -1,15 +1,15 @@
 """Pretrain the mini model's backbones on generated scenes (no download, no GPU).
 
-    python scripts/pretrain_mini.py encoder --minutes 30 --threads 2     # what both image encoders start from
-    python scripts/pretrain_mini.py sam     --minutes 30                 # the SAM-like backbone
-    python scripts/pretrain_mini.py llava   --minutes 50                 # the CLIP-like tower, the Llama-like model
+    python scripts/pretrain_mini.py encoder --minutes 30 --threads 2     # SAM's image encoder alone
+    python scripts/pretrain_mini.py sam     --minutes 40                 # the SAM-like backbone
+    python scripts/pretrain_mini.py llava   --minutes 80                 # the CLIP-like tower, the Llama-like model
     python scripts/pretrain_mini.py llava   --minutes 50 --start-from data/mini_assets/backbones/llava   # goes on
 
-The last two may run side by side. Scenes come from the "pretrain" stream (aura.data.mini), never from the benchmark's
-seeds or backgrounds; "val" scenes of another seed serve to measure. Each part keeps its scenes, checkpoint and log
-under --work, continues from there when started again, and (but for the encoder) writes a Hugging Face folder (float16)
-below --out every few minutes and at the end. The minutes are a budget: the learning rate reaches zero when they are
-spent. On a busy or slow machine give more.
+Each starts from what the one before left. Scenes come from the "pretrain" stream (aura.data.mini), never from the
+benchmark's seeds or backgrounds; "val" scenes of another seed serve to measure. Each part keeps its scenes,
+checkpoint and log under --work, continues from there when started again, and (but for the encoder) writes a Hugging
+Face folder (float16) below --out every few minutes and at the end. The minutes are a budget: the learning rate
+reaches zero when they are spent. On a busy or slow machine give more.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=20_000, help="distinct training scenes (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes composing scenes (default: %(default)s)")
-    parser.add_argument("--tower-minutes", type=float, default=4.0, help="llava: the tower's share, trained first")
+    parser.add_argument("--tower-minutes", type=float, default=15.0, help="llava: the tower's share, trained first")
     parser.add_argument("--start-from", type=Path, help="llava: go on with this exported folder")
+    parser.add_argument("--new-tower", action="store_true", help="... but begin its tower anew, from SAM's encoder")
     return parser.parse_args()
 
 
@@ -143,8 +144,8 @@ class CellTask:
         )
 
 
-def trained_encoder(arguments: argparse.Namespace, num_categories: int) -> SamPretrainer:
-    """SAM with the encoder's checkpoint."""
+def with_trained_encoder(arguments: argparse.Namespace, num_categories: int) -> SamPretrainer:
+    """A new SAM with the encoder's checkpoint."""
     path = arguments.work / "encoder/checkpoint.pt"
     if not path.is_file():
         raise SystemExit(f"{path} does not exist; run 'python scripts/pretrain_mini.py encoder' first")
@@ -156,7 +157,7 @@ def trained_encoder(arguments: argparse.Namespace, num_categories: int) -> SamPr
 def pretrain_sam(arguments: argparse.Namespace) -> None:
     """Train and export the SAM-like backbone."""
     categories, scenes = category_names(arguments.assets), scene_pools(arguments)
-    model, batch_size = trained_encoder(arguments, len(categories)), RECIPES["sam"][0]
+    model, batch_size = with_trained_encoder(arguments, len(categories)), RECIPES["sam"][0]
     run = start_run(arguments, "sam", model, SAM_ADAM_ONLY, slower=TRAINED_BEFORE)
     held_out = sam_batches(scenes["val"], categories, batch_size=20, rng=np.random.default_rng(1))
     held_out_batches = [next(held_out) for _ in range(10)]
@@ -173,16 +174,14 @@ def pretrain_sam(arguments: argparse.Namespace) -> None:
 
 
 def pretrain_tower(arguments: argparse.Namespace, start: CLIPVisionModel | None = None) -> CLIPVisionModel:
-    """Train the CLIP-like tower alone, for its share of the minutes; from the encoder's weights or its own."""
+    """Train the CLIP-like tower alone, for its share of the minutes; from the exported SAM's weights or its own."""
     task = CellTask(arguments, squashed_pixels, squashed_shares)
-    num_categories = len(task.categories)
+    encoder = SamModel.from_pretrained(arguments.out / "sam", dtype=torch.float32).vision_encoder
+    head = CellHead(encoder.config.output_channels, len(task.categories))
     if start is None:
-        encoder = trained_encoder(arguments, num_categories)
-        model = TowerPretrainer.from_encoder(tower_config(), encoder, task.held_out[0].pixels)
+        model = TowerPretrainer.from_encoder(tower_config(), encoder, head, task.held_out[0].pixels)
     else:
-        sam = SamModel.from_pretrained(arguments.out / "sam", dtype=torch.float32)
-        head = CellHead(sam.config.vision_config.output_channels, num_categories)
-        model = TowerPretrainer(start, sam.vision_encoder.neck, head)
+        model = TowerPretrainer(start, encoder.neck, head)
     run = start_run(arguments, "tower", model, ("head", "embedding"), minutes=arguments.tower_minutes)
     task.train(run, model.loss, model.measure, stream=1, evaluate_every=120.0)
     return model.tower
@@ -207,7 +206,8 @@ def pretrain_llava(arguments: argparse.Namespace) -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(arguments.start_from))
         llava = LlavaForConditionalGeneration.from_pretrained(arguments.start_from, dtype=torch.float32)
         slower, earlier = TRAINED_BEFORE, (arguments.start_from / "pretrain_log.jsonl").read_text(encoding="utf-8")
-        pretrain_tower(arguments, llava.model.vision_tower)
+        tower = pretrain_tower(arguments, None if arguments.new_tower else llava.model.vision_tower)
+        llava.model.vision_tower.load_state_dict(tower.state_dict())
     else:
         tokenizer = own_tokenizer(arguments, scenes["pretrain"])
         llava = new_llava(pretrain_tower(arguments), tokenizer)

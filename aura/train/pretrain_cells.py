@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from aura.train.pretrain import Metrics
-from aura.train.pretrain_relations import object_relations, patch_relations
 from aura.train.pretrain_scenes import IMAGE_SIZE, PATCH_SIZE, PooledObject, ScenePool, shuffled
 
 CELLS = IMAGE_SIZE // PATCH_SIZE
@@ -36,20 +35,12 @@ class CellBatch:
     pixels: torch.Tensor  # [B, 3, S, S] float32, normalised
     seen: torch.Tensor  # [B, Y + 1, g, g], shares that sum to 1; background last
     reaching: torch.Tensor  # [B, Y, g, g], in [0, 1]
-    relations: torch.Tensor  # [B, T, 2 Y + 1], see pretrain_relations
-
-    @property
-    def shown(self) -> torch.Tensor:
-        """How much of each patch shows an object, [B, T]."""
-        return 1 - self.seen[:, -1].flatten(1)
 
 
 def cell_targets(
     objects: Sequence[PooledObject], index_of: dict[str, int], shares: Shares
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is seen (shares, background last), what reaches each patch, and the relations of what is seen: float32
-    [Y + 1, g, g], [Y, g, g] and [T, 2 Y + 1].
-    """
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is seen (shares, background last) and what reaches each patch: float32 [Y + 1, g, g] and [Y, g, g]."""
     seen = np.zeros((len(index_of) + 1, CELLS, CELLS), np.float32)
     reaching = np.zeros((len(index_of), CELLS, CELLS), np.float32)
     for obj in objects:
@@ -57,11 +48,10 @@ def cell_targets(
         seen[y] += shares(obj.visible)
         reaching[y] = np.maximum(reaching[y], shares(obj.amodal))
     seen[-1] = (1 - seen[:-1].sum(0)).clip(0, 1)
-    relations = patch_relations(objects, object_relations(objects, index_of), shares)
-    return seen / seen.sum(0, keepdims=True), reaching, relations
+    return seen / seen.sum(0, keepdims=True), reaching
 
 
-def stack_cells(samples: Sequence[tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]]) -> CellBatch:
+def stack_cells(samples: Sequence[tuple[torch.Tensor, np.ndarray, np.ndarray]]) -> CellBatch:
     """Pixels and targets of each image to a batch."""
     pixels, *targets = zip(*samples, strict=True)
     return CellBatch(torch.stack(pixels), *(torch.from_numpy(np.stack(column)) for column in targets))

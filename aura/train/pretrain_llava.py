@@ -3,9 +3,9 @@
 All conversations about an image are packed behind one shared prefix, exactly as AURA trains later. Three more losses
 make up for the few images. The state of every image token must say the word for what is there, as it enters the
 language model and as it leaves it, so that answers only need to look at the right place; as it enters it must also
-tell its row and column, and what hides it or is hidden by it. The state just before an object's name must tell where
-the object lies that is about to be named, and that at the last word of its name its category, place, occlusion rate and
-relations as well (grounding, as the region tasks of large models teach it). No ``[SEG]`` and no mask is learned here.
+tell its row and column. The state just before an object's name must tell where the object lies that is about to be
+named, and that at the last word of its name its category, place, occlusion rate, and what hides it or is hidden by it
+as well (grounding, as the region tasks of large models teach it). No ``[SEG]`` and no mask is learned here.
 """
 
 from __future__ import annotations
@@ -197,11 +197,10 @@ class GroundingHead(nn.Module):
         category = F.cross_entropy(self.category(at), batch.name_category)
         place = F.binary_cross_entropy_with_logits(self.places(at), batch.name_places)
         place_ahead = F.binary_cross_entropy_with_logits(self.places_ahead(before), batch.name_places)
-        relations, related = self.relations.loss(at, batch.name_relations, torch.ones(len(at)))
+        relations, related = self.relations.loss(at, batch.name_relations)
         terms = {"category": category, "place": place, "place_ahead": place_ahead}
         loss = category + 4 * (place + place_ahead) + RELATION_WEIGHT * relations
-        named = {f"name_{key}": value for key, value in related.items()}
-        return loss, {key: float(value.detach()) for key, value in terms.items()} | named
+        return loss, {key: float(value.detach()) for key, value in terms.items()} | related
 
 
 class LlavaPretrainer(nn.Module):
@@ -218,7 +217,6 @@ class LlavaPretrainer(nn.Module):
         self.llava.model.vision_tower.requires_grad_(False)
         self.grounding = GroundingHead(hidden, len(categories), llava.config.image_seq_length)
         self.position_head = PositionHead(hidden)
-        self.relation_head = RelationHead(hidden, len(categories))
         # In a tuple, so that the shared parts are not registered twice.
         self._parts = (Mllm(self.llava),)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
@@ -249,14 +247,12 @@ class LlavaPretrainer(nn.Module):
         text = F.cross_entropy(logits, batch.target_ids)
         words = self.word_loss(at_image, batch.cells)
         position = self.position_head.loss(at_image[0])
-        relations, related = self.relation_head.loss(at_image[0], batch.cells.relations, batch.cells.shown)
         before, at = (states.flatten(0, 1)[index].float() for index in (batch.before_index, batch.name_index))
         grounding, placed = self.grounding.loss(before, at, batch)
         right = float((logits.argmax(-1) == batch.target_ids).float().mean())
         terms = {"text": float(text.detach()), "token_accuracy": right, "words": float(words.detach())}
-        terms |= {"position": float(position.detach())} | related | placed
-        seen = 0.5 * words + POSITION_WEIGHT * position + 0.5 * RELATION_WEIGHT * relations
-        return text + seen + 0.5 * grounding, terms
+        terms |= {"position": float(position.detach())} | placed
+        return text + 0.5 * words + POSITION_WEIGHT * position + 0.5 * grounding, terms
 
     def word_loss(self, states: torch.Tensor, batch: CellBatch) -> torch.Tensor:
         """Cross-entropy of the word at each image token [2, B, T, H]: of the category seen, or hidden there (half)."""

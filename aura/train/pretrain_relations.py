@@ -1,15 +1,13 @@
-"""What a tower should know of occlusion: how hidden the object at a patch is, what hides it, and what it hides.
+"""What a language model should know of an object that it names: how hidden it is, what hides it, and what it hides.
 
-Only the tower sees an image as a whole: the language model reads its patches one after the other, each without those
-that follow. Told by every patch who hides whom, the language model needs to look at one place only to answer "what is
-behind the bus?", and to compare one number between places for "which is hidden the most?". The heads are thrown away.
+The answers about occlusion ask for it too, but for one object at a time. The head is thrown away.
 
-Legend of shapes: B images, N named objects, C channels, Y categories, T patches in reading order, g patches per side.
+Legend of shapes: K objects of an image, N named objects, C channels, Y categories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,16 +35,8 @@ def object_relations(objects: Sequence[PooledObject], index_of: dict[str, int]) 
     return np.concatenate([hidden_by.clip(max=1), hiding.clip(max=1), rates], axis=1, dtype=np.float32)
 
 
-def patch_relations(
-    objects: Sequence[PooledObject], relations: np.ndarray, shares: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """The relations [K, 2 Y + 1] of what is seen at each patch, float32 [T, 2 Y + 1]; 0 where nothing is."""
-    seen = np.stack([shares(o.visible).ravel() for o in objects])  # [K, T]
-    return (seen / seen.sum(0, keepdims=True).clip(min=1e-6)).T @ relations
-
-
 class RelationHead(nn.Module):
-    """Throw-away: from states [..., C] to logits of what hides and what is hidden, and of the rate, [..., 2 Y + 1]."""
+    """Throw-away: from states [N, C] to logits of what hides and what is hidden, and of the rate, [N, 2 Y + 1]."""
 
     def __init__(self, channels: int, num_categories: int) -> None:
         super().__init__()
@@ -58,29 +48,9 @@ class RelationHead(nn.Module):
         logits: torch.Tensor = self.linear(self.norm(states.float()))
         return logits
 
-    def loss(self, states: torch.Tensor, relations: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """Mean over the states, by weight.
-
-        Args:
-            states: [..., C].
-            relations: [..., 2 Y + 1].
-            weight: [...]; for a patch, how much of it shows an object.
-        """
+    def loss(self, states: torch.Tensor, relations: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        """Mean over the states [N, C], against the relations [N, 2 Y + 1]; the terms."""
         logits = self(states)
-        touching = F.binary_cross_entropy_with_logits(logits[..., :-1], relations[..., :-1], reduction="none").sum(-1)
-        rate = (logits[..., -1].sigmoid() - relations[..., -1]).abs()
-        touching, rate = ((value * weight).sum() / weight.sum().clamp(min=1e-6) for value in (touching, rate))
-        return touching + 2 * rate, {"touching": float(touching.detach()), "patch_rate": float(rate.detach())}
-
-
-@torch.no_grad()
-def evaluate_relations(logits: torch.Tensor, relations: torch.Tensor, weight: torch.Tensor) -> Metrics:
-    """Of the statements "this hides that" at patches that show an object: share found, share right; error of rates."""
-    shown = weight > 0.5
-    said, true = logits[shown][:, :-1] > 0, relations[shown][:, :-1] > 0.5
-    both = float((said & true).sum())
-    return {
-        "touching_found": both / max(1.0, float(true.sum())),
-        "touching_right": both / max(1.0, float(said.sum())),
-        "patch_rate_error": float((logits[shown][:, -1].sigmoid() - relations[shown][:, -1]).abs().mean()),
-    }
+        touching = F.binary_cross_entropy_with_logits(logits[:, :-1], relations[:, :-1], reduction="none").sum(-1)
+        touching, rate = touching.mean(), (logits[:, -1].sigmoid() - relations[:, -1]).abs().mean()
+        return touching + 2 * rate, {"touching": float(touching.detach()), "rate": float(rate.detach())}

@@ -2,9 +2,8 @@
 
 Real CLIP and SAM were trained apart. Here one training of the image transformer serves both: the tower has the same
 blocks, takes over their weights, and goes its own way from there. Its task is that of :mod:`aura.train.pretrain_cells`,
-that of :mod:`aura.train.pretrain_relations`, and to say where each patch lies: what is needed to name a patch is not
-needed to place it, and without a loss for it the place is gone after a few layers. A language model can then tell what
-is there, but not what stands left of what.
+and to say where each patch lies: what is needed to name a patch is not needed to place it, and without a loss for it
+the place is gone after a few layers. A language model can then tell what is there, but not what stands left of what.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 from aura.data.images import clip_pixels
 from aura.train.pretrain import Metrics
 from aura.train.pretrain_cells import CELLS, CellBatch, CellHead, evaluate_cells
-from aura.train.pretrain_relations import RELATION_WEIGHT, RelationHead, evaluate_relations
-from aura.train.pretrain_sam import SamPretrainer
 from aura.train.pretrain_scenes import IMAGE_SIZE, PATCH_SIZE, block_mean
 
 FEATURE_LAYER = -1
@@ -72,20 +69,22 @@ class TowerPretrainer(nn.Module):
         self.tower = tower
         self.neck, self.head = copy.deepcopy(neck), copy.deepcopy(head)
         self.position_head = PositionHead(tower.config.hidden_size)
-        self.relation_head = RelationHead(tower.config.hidden_size, head.num_categories)
         self.low_precision = torch.cpu._is_avx512_bf16_supported()
 
     @classmethod
-    def from_encoder(cls, config: CLIPVisionConfig, sam: SamPretrainer, pixels: torch.Tensor) -> TowerPretrainer:
+    def from_encoder(
+        cls, config: CLIPVisionConfig, encoder: SamVisionEncoder, head: CellHead, pixels: torch.Tensor
+    ) -> TowerPretrainer:
         """A tower that starts as SAM's image encoder.
 
         Args:
-            config: The tower's; its blocks are those of ``sam``.
-            sam: The trained encoder.
+            config: The tower's; its blocks are those of ``encoder``.
+            encoder: The trained one.
+            head: On what its neck gives.
             pixels: A few images [B, 3, S, S], to measure how large the encoder's tokens are.
         """
-        model = cls(CLIPVisionModel(config), sam.sam.vision_encoder.neck, sam.head)
-        model._start_from(sam.sam.vision_encoder, pixels)
+        model = cls(CLIPVisionModel(config), encoder.neck, head)
+        model._start_from(encoder, pixels)
         return model
 
     def _start_from(self, encoder: SamVisionEncoder, pixels: torch.Tensor) -> None:
@@ -141,16 +140,11 @@ class TowerPretrainer(nn.Module):
         features = self.features(batch.pixels)
         cells, terms = self.head.loss(self.through_neck(features), batch)
         position = self.position_head.loss(features)
-        relations, related = self.relation_head.loss(features, batch.relations, batch.shown)
-        terms |= {"position": float(position.detach())} | related
-        return cells + POSITION_WEIGHT * position + RELATION_WEIGHT * relations, terms
+        return cells + POSITION_WEIGHT * position, terms | {"position": float(position.detach())}
 
-    @torch.no_grad()
     def measure(self, batches: Sequence[CellBatch]) -> Metrics:
-        """All figures on held-out images."""
-        logits = torch.cat([self.relation_head(self.features(batch.pixels)) for batch in batches])
-        relations, shown = (torch.cat([getattr(b, name) for b in batches]) for name in ("relations", "shown"))
-        return evaluate_cells(self.encode, self.head, batches) | evaluate_relations(logits, relations, shown)
+        """The figures on held-out images."""
+        return evaluate_cells(self.encode, self.head, batches)
 
 
 class PositionHead(nn.Module):

@@ -23,7 +23,7 @@ from aura.train.pretrain_llava import (
     names_in,
     new_llava,
 )
-from aura.train.pretrain_relations import evaluate_relations, object_relations, patch_relations
+from aura.train.pretrain_relations import RelationHead, object_relations
 from aura.train.pretrain_sam import (
     SamPretrainer,
     evaluate_sam,
@@ -159,14 +159,16 @@ def test_cells_lie_where_the_pixels_do(pool: ScenePool, shares, preprocess) -> N
 def test_tower_goes_on_where_the_encoder_stopped(pool: ScenePool) -> None:
     torch.manual_seed(0)
     sam = SamPretrainer(sam_config(hidden=32, layers=2, channels=32), len(CATEGORIES))
-    model = TowerPretrainer.from_encoder(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
-    block, source = model.tower.encoder.layers[1], sam.sam.vision_encoder.layers[1]
+    encoder = sam.sam.vision_encoder
+    model = TowerPretrainer.from_encoder(
+        tower_config(hidden=32, layers=2), encoder, sam.head, torch.randn(1, 3, 192, 192)
+    )
+    block, source = model.tower.encoder.layers[1], encoder.layers[1]
     tokens = torch.randn(1, 16, 16, 32)
     ours = block(tokens.flatten(1, 2), attention_mask=None)
     torch.testing.assert_close(ours.unflatten(1, (16, 16)), source(tokens), atol=1e-4, rtol=1e-4)
     pixels = torch.randn(1, 3, 192, 192)
     embedded = model.tower.embeddings(pixels)[:, 1:].unflatten(1, (16, 16))
-    encoder = sam.sam.vision_encoder
     torch.testing.assert_close(embedded, encoder.patch_embed(pixels) + encoder.pos_embed, atol=1e-4, rtol=1e-4)
 
     batch = next(
@@ -182,7 +184,7 @@ def test_tower_goes_on_where_the_encoder_stopped(pool: ScenePool) -> None:
     first, last = descend(model, lambda: model.loss(batch)[0])
     assert last < 0.9 * first
     measured = model.measure([batch])
-    assert {"cell_accuracy", "found", "touching_found", "patch_rate_error"} < set(measured)
+    assert set(measured) == {"cell_accuracy", "found"}
     assert all(0 <= value <= 1 for value in measured.values())
 
 
@@ -242,19 +244,17 @@ def test_relations_say_what_hides_what(pool: ScenePool) -> None:
             hides = (other.visible & one.amodal & ~one.visible).sum() >= max(4, 0.02 * one.amodal.sum())
             assert relations[i, j] == hides and relations[j, 3 + i] == hides
     assert relations[0, 1] == 1 and relations[1, 3] == 1 and relations[2, :3].sum() == 0
-    patches = patch_relations([back, middle, front], relations, squashed_shares)
-    row, column = (int(v) for v in np.argwhere(squashed_shares(front.visible) == 1)[0])
-    np.testing.assert_allclose(patches[16 * row + column], relations[2], atol=1e-6)
 
 
-def test_perfect_relations_score_one() -> None:
-    relations = torch.tensor([[1.0, 0.0, 0.25], [0.0, 1.0, 0.5], [0.0, 0.0, 0.0]])
-    logits = torch.cat([40 * relations[:, :2] - 20, torch.logit(relations[:, 2:], eps=1e-6)], dim=1)
-    weight = torch.tensor([1.0, 1.0, 0.0])
-    expected = {"touching_found": 1.0, "touching_right": 1.0, "patch_rate_error": pytest.approx(0.0, abs=1e-6)}
-    assert evaluate_relations(logits, relations, weight) == expected
-    logits[0, 0] = -20
-    assert evaluate_relations(logits, relations, weight)["touching_found"] == 0.5
+def test_relation_head_learns_them_and_the_rate() -> None:
+    torch.manual_seed(0)
+    relations = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.25], [0.0, 0.0, 1.0, 0.0, 0.75]])
+    head, states = RelationHead(16, 2), torch.randn(2, 16)
+    first, last = descend(head, lambda: head.loss(states, relations)[0], steps=200, lr=3e-2)
+    assert last < 0.2 < first
+    logits = head(states)
+    assert ((logits[:, :-1] > 0) == (relations[:, :-1] > 0.5)).all()
+    torch.testing.assert_close(logits[:, -1].sigmoid(), relations[:, -1], atol=0.05, rtol=0)
 
 
 def test_sentences_are_read_without_seg(pool: ScenePool, tokenizer: PreTrainedTokenizerFast) -> None:
