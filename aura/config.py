@@ -183,6 +183,8 @@ class TrainSettings:
         steps: Optimizer steps (each consumes micro_batch_size x accumulation x GPUs images).
         micro_batch_size: Images per GPU and forward pass.
         accumulation: Forward passes per optimizer step.
+        align_steps: Steps, before the first, in which a new projector alone learns to make words of image tokens; 0
+            leaves that to the training. See :mod:`aura.train.align`.
         lr: Peak learning rate.
         betas: AdamW's betas.
         weight_decay: AdamW's weight decay.
@@ -211,6 +213,7 @@ class TrainSettings:
     steps: int = 5000
     micro_batch_size: int = 1
     accumulation: int = 4
+    align_steps: int = 0
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -235,7 +238,15 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for key in ("steps", "micro_batch_size", "accumulation", "log_every", "keep_last"):
             _require(getattr(self, key) > 0, f"train.{key} must be positive, got {getattr(self, key)}")
-        for key in ("warmup_steps", "validate_every", "checkpoint_every", "grad_clip", "weight_decay", "seed"):
+        for key in (
+            "align_steps",
+            "warmup_steps",
+            "validate_every",
+            "checkpoint_every",
+            "grad_clip",
+            "weight_decay",
+            "seed",
+        ):
             _require(getattr(self, key) >= 0, f"train.{key} must not be negative, got {getattr(self, key)}")
         _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
         _require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must be in [0, 1), got {list(self.betas)}")

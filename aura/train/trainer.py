@@ -19,6 +19,7 @@ from aura.losses import AuraCriterion
 from aura.model import AuraModel
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
+from aura.train.align import align_projector
 from aura.train.feed import batches, fill_cache
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
@@ -73,7 +74,7 @@ class Trainer:
         state = ckpt.read_continuable(found, self.identity) if found else {}
         if self.process.is_main:
             write_text(self.folder / "config.yaml", to_yaml(self.config))
-        self._prepare_model()
+        self._prepare_model(new=found is None)
         self.engine = ds.Engine(self.model, self.settings, self.process)
         ds.seed_everything(self.settings.seed + 1 + self.process.rank)
         self.window = Window()
@@ -89,16 +90,27 @@ class Trainer:
         self.log.close()
         return 128 + stopped_by if stopped_by else 0
 
-    def _prepare_model(self) -> None:
+    def _prepare_model(self, new: bool) -> None:
         self.model.to(self.process.device)  # type: ignore[arg-type]
         self.cache = open_cache(self.config.data.feature_cache, self.model, self.processor)
         if self.cache is not None:
             paths = [sample.image_path for sample in [*self.samples, *self.val_samples]]
             fill_cache(self.cache, paths, self.model, self.processor, self.process)
+        if new and self.settings.align_steps:
+            self._align()
         self.model.mllm.autocast = ds.uses_autocast(self.settings, self.process)
         if self.settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
+
+    def _align(self) -> None:
+        if not self.model.config.train_projector:
+            raise ValueError("train.align_steps trains the projector; set model.train_projector to true, or leave it 0")
+        steps, seed, quiet = self.settings.align_steps, self.settings.seed, not self.process.is_main
+        right = align_projector(
+            self.model, self.processor, self.samples, self.cache, steps=steps, seed=seed, quiet=quiet
+        )
+        self._say(f"{right:.0%} of the image tokens that show an object are nearest to its word")
 
     def _restore(self, found: Path, state: dict[str, Any]) -> None:
         self.engine.load(found.parent, found.name)

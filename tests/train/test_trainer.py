@@ -191,3 +191,16 @@ def test_other_precisions_and_stages_train_and_export(config, samples, val_sampl
     assert make_trainer(config, samples, val_samples).run() == 0
     weights = AuraModel.from_pretrained(Path(config.train.output_dir) / "export").state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, capsys):
+    config = changed(config, align_steps=2, steps=2)
+    with pytest.raises(ValueError, match=r"train\.align_steps trains the projector; set model\.train_projector"):
+        make_trainer(config, samples).run()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, train_projector=True))
+    assert make_trainer(config, samples).run() == 0
+    said = "of the image tokens that show an object are nearest to its word"
+    assert said in capsys.readouterr().out
+    # The checkpoint holds the aligned projector: it must not be aligned a second time.
+    assert make_trainer(config, samples).run() == 0
+    assert said not in capsys.readouterr().out
