@@ -20,12 +20,11 @@ from aura.data.photos import open_photo
 from aura.data.processor import SETTINGS_FILE, Processor
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.model import AuraModel, Generation
+from aura.model.configuration import DTYPES
 from aura.model.quantize import Quantization, check_kernels, check_quantization, quantization_config
 from aura.readout import decode_answers, encode_images
 from aura.targets import occlusion_rate
 from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 ImageSource = str | Path | Image.Image | np.ndarray
 OnText = Callable[[str], None]

@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from aura.files import write_text
+    from aura.model.configuration import DTYPES
     from aura.train import export
     from aura.train.summary import model_card
 
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         export.merge_adapters(model)
         print("LoRA: merged")
     dtype = options.dtype or config.train.precision
-    export.convert(model, export.DTYPES[dtype])
+    export.convert(model, DTYPES[dtype])
     report = options.run / "report.json"
     finished = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     with export.new_folder(options.out, force=options.force) as folder:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import LlavaConfig, PretrainedConfig, SamConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the names that settings and options call them."""
 
 
 class AuraConfig(PretrainedConfig):

@@ -28,10 +28,10 @@ from aura.data.processor import Processor
 from aura.files import plain_mode
 from aura.model import AuraModel
 from aura.model.build import build_model
+from aura.model.configuration import DTYPES
 from aura.train.checkpoint import FROZEN, STATE, frozen_digest, read_state, replaced_folder
 from aura.train.engine import seed_everything, trained_weights
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER = "adapter"
 """Folder of the adapters alone, in peft's format, inside an export that keeps them."""
 

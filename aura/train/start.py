@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from rich.console import Console
 
 from aura.config import Config, SplitSettings
 from aura.data.amodal_reason_seg import AmodalReasonSeg
 from aura.model.build import build_model
+from aura.model.configuration import DTYPES
 from aura.train import engine
 from aura.train.checkpoint import Checkpoints
 from aura.train.trainer import Trainer
 from aura.train.validation import check_metric
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(config: Config) -> int:
