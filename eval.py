@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
     from aura import ranks, tables
     from aura.data.amodal_reason_seg import AmodalReasonSeg
-    from aura.evaluation import evaluate, open_cache
+    from aura.evaluation import evaluate_all, open_cache
     from aura.gallery import Gallery, PredictionFile, picture_format
     from aura.inference import Assistant
 
@@ -78,22 +78,21 @@ def run(options: argparse.Namespace) -> None:
     cache = open_cache(options.feature_cache, model, processor)
 
     is_main = ranks.rank_and_world()[0] == 0
-    figures, several = {}, len(options.protocol) > 1
-    for protocol in options.protocol:
-        gallery, predictions = Gallery(options.num), PredictionFile()
-        observers = [gallery] * bool(options.contact_sheet) + [predictions] * bool(options.predictions)
-        report = evaluate(
-            model,
-            processor,
-            dataset,
-            protocol,
-            cache=cache,
-            limit=options.limit,
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-            name=options.name,
-            observers=observers,
-        )
+    gallery, predictions = Gallery(options.num), PredictionFile()
+    reports = evaluate_all(
+        model,
+        processor,
+        dataset,
+        options.protocol,
+        cache=cache,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        name=options.name,
+        observers=[gallery] * bool(options.contact_sheet) + [predictions] * bool(options.predictions),
+    )
+    figures, several = {}, len(reports) > 1
+    for protocol, report in reports.items():
         figures[f"{options.name} ({protocol})" if several else options.name] = report.as_dict()
         if options.out and is_main:
             report.write(options.out / protocol if several else options.out)
@@ -102,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
     if is_main:
         tables.show(figures)
         if options.contact_sheet:
-            gallery.save(options.contact_sheet, f"{options.name}, {protocol}, {Path(annotations).name}")
+            gallery.save(options.contact_sheet, f"{options.name}, {options.protocol[-1]}, {Path(annotations).name}")
     ranks.stop()
 
 

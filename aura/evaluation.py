@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -30,17 +31,24 @@ from aura.report import Report
 from aura.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
 from aura.types import ImageFeatures, Sample
 
-__all__ = ["Prediction", "Report", "evaluate", "load_predictions", "predict", "score"]
+__all__ = ["Prediction", "Report", "evaluate", "evaluate_all", "load_predictions", "predict", "score"]
 
 Answers = dict[TurnKey, PredictedAnswer]
 Observer = Callable[[Sample, Mapping[TurnKey, PredictedAnswer]], None]
 
 
 def evaluate(
+    model: AuraModel, processor: Processor, dataset: Sequence[Sample], protocol: Protocol, **options: Any
+) -> Report:
+    """Score ``model`` on ``dataset`` under one protocol; the options are those of :func:`evaluate_all`."""
+    return evaluate_all(model, processor, dataset, [protocol], **options)[protocol]
+
+
+def evaluate_all(
     model: AuraModel,
     processor: Processor,
     dataset: Sequence[Sample],
-    protocol: Protocol,
+    protocols: Sequence[Protocol],
     *,
     cache: FeatureCache | None = None,
     limit: int | None = None,
@@ -49,8 +57,8 @@ def evaluate(
     progress: bool = True,
     name: str = "AURA",
     observers: Sequence[Observer] = (),
-) -> Report:
-    """Score ``model`` on ``dataset``.
+) -> dict[Protocol, Report]:
+    """Score ``model`` on ``dataset`` under each protocol; what the model writes itself serves both that judge it.
 
     Where ``torch.distributed`` is initialised, each rank evaluates its own slice of the images, no image twice, and
     every rank returns the report of all. The model is put in evaluation mode and back.
@@ -59,14 +67,14 @@ def evaluate(
         model: On the device to use.
         processor: The one it was trained with.
         dataset: Samples; those without a conversation are left out.
-        protocol: ``teacher_forced``, ``generated_order`` or ``generated_matched``.
+        protocols: Some of ``teacher_forced``, ``generated_order`` and ``generated_matched``.
         cache: The frozen encoders' outputs; missing ones are computed and stored.
         limit: Take the first so many images; ``None`` takes all.
         batch_size: Images per forward pass (``teacher_forced``) or per encoder pass.
         max_new_tokens: Longest generated answer; it is cut there.
         progress: Show a progress bar on rank 0.
         name: The model's row in tables.
-        observers: Each is called with each image of this rank and its predicted answers.
+        observers: Each is called with each image of this rank and its answers under the last protocol.
 
     Raises:
         ValueError: No image to evaluate, or a sample that the processor refuses; the message names it.
@@ -78,25 +86,29 @@ def evaluate(
     mine = chosen[rank::world]
     # ZeRO 3 needs every rank in every forward pass: who has an image less than others repeats one and drops the result.
     padding = chosen[: -(-len(chosen) // world) - len(mine)]
-    scorer = Scorer(protocol, model.config.masks)
-    predicted = predict(
-        model,
-        processor,
-        [*mine, *padding],
-        protocol,
-        cache=cache,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-    )
+    scorers = {protocol: Scorer(protocol, model.config.masks) for protocol in protocols}
     hidden = not progress or rank > 0
-    for number, (sample, answers) in enumerate(
-        tqdm(predicted, total=len(mine), desc=protocol, unit="image", disable=hidden, leave=False)
-    ):
-        if number < len(mine):
-            scorer.add(sample, answers)
-            for observe in observers:
-                observe(sample, answers)
-    return Report.merge(protocol, gather(scorer.report(name)), name)
+    for read in (True, False):
+        same = [protocol for protocol in protocols if (protocol == "teacher_forced") == read]
+        if not same:
+            continue
+        predicted = predict(
+            model,
+            processor,
+            [*mine, *padding],
+            same[0],
+            cache=cache,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+        bar = tqdm(predicted, total=len(mine), desc=", ".join(same), unit="image", disable=hidden, leave=False)
+        for number, (sample, answers) in enumerate(bar):
+            if number < len(mine):
+                for protocol in same:
+                    scorers[protocol].add(sample, answers)
+                for observe in observers if protocols[-1] in same else ():
+                    observe(sample, answers)
+    return {p: Report.merge(p, gather(scorer.report(name)), name) for p, scorer in scorers.items()}
 
 
 @torch.no_grad()

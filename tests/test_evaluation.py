@@ -15,7 +15,7 @@ from aura import evaluation, ranks
 from aura.data.collate import collate
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
-from aura.evaluation import answer_starts, evaluate
+from aura.evaluation import answer_starts, evaluate, evaluate_all
 from aura.masks import encode_rle
 from aura.model import Generation
 from aura.types import AmodalObject, Conversation, Sample, Turn
@@ -183,6 +183,21 @@ def test_every_question_is_asked_after_its_true_history(tiny_model, processor, d
     assert len(asked) == 4
     assert {o.status for o in report.objects} == {"missed"}
     assert report.as_dict()["seg_count_accuracy"] == 0.25
+
+
+def test_several_protocols_score_as_each_alone_and_answers_are_written_once(
+    tiny_model, processor, dataset, monkeypatch
+) -> None:
+    alone = {protocol: evaluate(tiny_model, processor, dataset, protocol, progress=False) for protocol in PROTOCOLS}
+    written, generate = [], tiny_model.generate_answers
+    monkeypatch.setattr(tiny_model, "generate_answers", lambda *a, **k: written.append(1) or generate(*a, **k))
+    seen = []
+    together = evaluate_all(
+        tiny_model, processor, dataset, PROTOCOLS, progress=False, observers=[lambda sample, _: seen.append(sample)]
+    )
+    assert list(together) == PROTOCOLS
+    assert {name: r.as_dict() for name, r in together.items()} == {name: r.as_dict() for name, r in alone.items()}
+    assert len(written) == len(dataset) == len(seen)
 
 
 def test_the_model_is_left_as_it_was_and_images_are_reported(tiny_model, processor, dataset) -> None:
