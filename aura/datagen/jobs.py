@@ -136,7 +136,9 @@ class JobTable(ImageTable):
 
     def _claim(self, cursor: Cursor, row: Row, recipe: Recipe, now: float, lease: float) -> Job:
         work = self._work(row, recipe)
-        paid = cursor.execute("SELECT * FROM calls WHERE key = ? AND outcome = 'answered'", [work.key]).fetchone()
+        # Left to itself SQLite takes the index of outcomes, and reads all that was ever answered for every job.
+        sql = "SELECT * FROM calls INDEXED BY calls_by_key WHERE key = ? AND outcome = 'answered'"
+        paid = cursor.execute(sql, [work.key]).fetchone()
         cursor.execute(
             "INSERT INTO calls (image, round, key, owner, started, generator, model, prompt_version) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

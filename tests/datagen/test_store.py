@@ -137,6 +137,24 @@ def test_work_that_was_paid_is_found_by_its_key(make_store, recipe, result_of):
     assert outcomes(store) == ["answered", "reused"] and store.cost() == 0.5
 
 
+def test_a_job_costs_the_same_however_many_went_before(make_store, recipe, result_of):
+    """Counted in steps of SQLite's virtual machine."""
+
+    def steps(store: Store, jobs: int) -> float:
+        counted = []
+        store.database._connection.set_progress_handler(lambda: counted.append(1), 10)
+        for _ in range(jobs):
+            (job,) = store.claim(recipe)
+            assert store.answer(job, result_of(job))
+        store.database._connection.set_progress_handler(None, 10)
+        return len(counted) / jobs
+
+    store = make_store(420)
+    first = steps(store, 20)
+    steps(store, 380)
+    assert steps(store, 20) < 1.5 * first
+
+
 def test_a_lease_that_expired_is_taken_again_and_the_late_answer_counts_once(make_store, recipe, result_of, clock):
     store = make_store(1)
     with Store.open(store.path) as other:
