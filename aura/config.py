@@ -69,6 +69,9 @@ class ModelSettings:
         train_projector: Train LLaVA's projector; needed where it is new (a language model paired with a CLIP tower).
         image_token_merge: Join so many by so many neighbouring CLIP features into one image token: 2 leaves a quarter
             of them. Only where the projector is new.
+        rescale_states: Standardise the ``[SEG]`` states before E_P's projection, by what they are on the training data
+            before the first step. Some language models have a few dimensions far larger than the others, and the
+            projection learns slowly from them. Only where it is new.
         masks: Masks to predict: ``both`` (AURA), or one kind with one decoder (the methods AURA is compared with).
         quantize: Hold the language model's frozen linear layers in 8 or 4 bits (needs bitsandbytes).
         lora: Adapters.
@@ -86,6 +89,7 @@ class ModelSettings:
     train_embeddings: bool = True
     train_projector: bool = False
     image_token_merge: int = 1
+    rescale_states: bool = False
     masks: Literal["both", "visible", "amodal"] = "both"
     quantize: Literal["none", "int8", "int4"] = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)

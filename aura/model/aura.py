@@ -88,7 +88,8 @@ class AuraModel(PreTrainedModel):
         sam = SamModel(config.sam_config) if sam is None else sam
         self.mllm = Mllm(llava, config.lora, config.image_token_merge)
         self.image_encoder = sam.vision_encoder
-        self.prompt_encoder = PromptEncoder(config.llava_config.text_config.hidden_size, sam.prompt_encoder)
+        hidden_size = config.llava_config.text_config.hidden_size
+        self.prompt_encoder = PromptEncoder(hidden_size, sam.prompt_encoder, config.rescale_states)
         self.visible_decoder = sam.mask_decoder if config.masks != "amodal" else None
         self.amodal_decoder = copy.deepcopy(sam.mask_decoder) if config.masks != "visible" else None
         channels = config.prompt_hidden_size
@@ -255,8 +256,8 @@ class AuraModel(PreTrainedModel):
         ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so already.
         """
         self.requires_grad_(False)
-        trained: list[nn.Module | None] = [self.prompt_encoder.projection, self.visible_decoder, self.amodal_decoder]
-        trained += [self.occlusion_condition, self.spatial_occlusion]
+        trained: list[nn.Module | None] = [self.prompt_encoder.rescaling, self.prompt_encoder.projection]
+        trained += [self.visible_decoder, self.amodal_decoder, self.occlusion_condition, self.spatial_occlusion]
         if self.config.train_embeddings:
             trained += [self.mllm.language_model.embed_tokens, self.mllm.lm_head]
         if self.config.train_projector:
@@ -351,5 +352,5 @@ def _part_of(name: str) -> str:
         embeddings = part == "lm_head" or rest.startswith("language_model.embed_tokens")
         return "embeddings_and_head" if embeddings else part
     if top == "prompt_encoder":
-        return "projection" if rest.startswith("projection") else "prompt_encoder"
+        return "projection" if rest.startswith(("rescaling", "projection")) else "prompt_encoder"
     return top

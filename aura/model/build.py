@@ -113,6 +113,7 @@ def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) ->
         train_embeddings=settings.train_embeddings,
         train_projector=settings.train_projector,
         image_token_merge=settings.image_token_merge,
+        rescale_states=settings.rescale_states,
     )
 
 
@@ -211,6 +212,8 @@ def _from_lisa(
     model, processor, new = _assemble(
         settings, data, dtype, lisa.llava, lisa.sam, tokenizer, settings.vision_tower, knows_seg=True
     )
+    if settings.rescale_states:
+        raise ValueError("model.rescale_states is for a new projection; LISA's learnt to read its states as they are")
     model.prompt_encoder.projection.load_state_dict(lisa.projection)
     mllm, *others = lisa.parts
     fresh = [part for part in _new_parts(model) if part.part != "projection"]
@@ -323,6 +326,7 @@ def _new_parts(model: AuraModel) -> list[PartReport]:
     prefixes = {
         "lora": (".lora_",),
         "projection": ("prompt_encoder.projection.",),
+        "rescaling": ("prompt_encoder.rescaling.",),
         "occlusion_condition": ("occlusion_condition.",),
         "spatial_occlusion": ("spatial_occlusion.",),
     }

@@ -27,6 +27,7 @@ class AuraConfig(PretrainedConfig):
         train_embeddings: Token embeddings and language model head are trainable.
         train_projector: LLaVA's projector is trainable.
         image_token_merge: Side of the square of neighbouring CLIP features that the projector makes one token of.
+        rescale_states: E_P rescales the ``[SEG]`` states before its projection, dimension by dimension.
     """
 
     model_type = "aura"
@@ -44,6 +45,7 @@ class AuraConfig(PretrainedConfig):
     train_embeddings: bool = True
     train_projector: bool = False
     image_token_merge: int = 1
+    rescale_states: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

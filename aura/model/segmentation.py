@@ -18,23 +18,50 @@ class TextProjection(nn.Sequential):
         super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, prompt_size))
 
 
+class Rescaling(nn.Module):
+    """``weight * x + bias`` in each of H dimensions; it changes nothing until it is set or trained."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight + self.bias
+
+    @property
+    def is_new(self) -> bool:
+        return bool((self.weight == 1).all() and (self.bias == 0).all())
+
+    @torch.no_grad()
+    def standardize(self, states: torch.Tensor) -> None:
+        """Bring states like these [N, H] to mean 0 and standard deviation 1 in each dimension."""
+        mean, deviation = states.float().mean(0), states.float().std(0).clamp(min=1e-3)
+        self.weight.copy_(1 / deviation)
+        self.bias.copy_(-mean / deviation)
+
+
 class PromptEncoder(nn.Module):
     """E_P: the refined embedding e_r of each ``[SEG]`` state, and SAM's dense prompts that go with it.
 
     Args:
         hidden_size: H of the language model.
         sam: SAM's own prompt encoder; frozen.
+        rescale: Rescale the states first. The projection's first layer could do the same, but starts as if all
+            dimensions were alike, and learns slowly where they are not.
     """
 
-    def __init__(self, hidden_size: int, sam: SamPromptEncoder) -> None:
+    def __init__(self, hidden_size: int, sam: SamPromptEncoder, rescale: bool = False) -> None:
         super().__init__()
+        self.rescaling = Rescaling(hidden_size) if rescale else None
         self.projection = TextProjection(hidden_size, sam.hidden_size)
         self.sam = sam
 
     def forward(self, seg_hidden: torch.Tensor) -> torch.Tensor:
         """e_r [N, C] of states [N, H]."""
         weight = next(self.projection.parameters())
-        return self.projection(seg_hidden.to(weight.device, weight.dtype))
+        states = seg_hidden.to(weight.device, weight.dtype)
+        return self.projection(states if self.rescaling is None else self.rescaling(states))
 
     def dense(self) -> torch.Tensor:
         """SAM's "no mask" embedding [1, C, g, g]."""

@@ -86,6 +86,7 @@ def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None =
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
     config.occlusion_condition, config.spatial_occlusion = settings.occlusion_condition, settings.spatial_occlusion
     config.masks = settings.masks
+    config.rescale_states = settings.rescale_states
     config.lora = None
     if lora.enabled:
         config.lora = {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": list(lora.targets)}

@@ -1,4 +1,4 @@
-"""A new projector learns words before it learns anything else.
+"""What new parts are told before the first step: the projector words, the prompt encoder the size of its states.
 
 A language model that has never seen a vision tower takes image tokens for noise, and thousands of captions teach it to
 read them (LLaVA's first stage). Masks allow a shorter way: each image token must say the word for the object seen
@@ -11,7 +11,7 @@ Legend of shapes: B images, T image tokens, H hidden size of the language model,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from aura.data.images import clip_pixels
 from aura.data.processor import Processor
 from aura.masks import decode_rle
 from aura.model import AuraModel
-from aura.types import Sample
+from aura.types import Batch, Sample
 
 BACKGROUND = "background"
 BACKGROUND_WEIGHT = 0.2
@@ -77,6 +77,24 @@ def align_projector(
             hits.append((logits.argmax(-1) == shown.argmax(-1))[seen].float())
     projector.to(dtype)
     return float(torch.cat(hits).mean()) if hits else float("nan")
+
+
+@torch.no_grad()
+def rescale_states(model: AuraModel, batches: Iterable[Batch], quiet: bool = False) -> None:
+    """Set the rescaling of the ``[SEG]`` states by those of ``batches``."""
+    states: list[torch.Tensor] = []
+    rescaling = model.prompt_encoder.rescaling
+    assert rescaling is not None
+    was_training = model.training
+    hook = rescaling.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0].float()))
+    try:
+        model.eval()
+        for batch in tqdm(batches, desc="looking at [SEG] states", disable=quiet):
+            model(batch.to(model.device))
+    finally:
+        hook.remove()
+        model.train(was_training)
+    rescaling.standardize(torch.cat(states))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from aura.losses import AuraCriterion
 from aura.model import AuraModel
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
-from aura.train.align import align_projector
+from aura.train.align import align_projector, rescale_states
 from aura.train.feed import batches, fill_cache
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
 from aura.train.summary import opening, write_run_report
 from aura.train.validation import look_up, validate, validation_samples
 from aura.types import Batch, Sample
+
+RESCALING_BATCHES = 16
+"""Batches whose ``[SEG]`` states say how large they are (``model.rescale_states``)."""
 
 
 class Trainer:
@@ -99,6 +103,10 @@ class Trainer:
         if new and self.settings.align_steps:
             self._align()
         self.model.mllm.autocast = ds.uses_autocast(self.settings, self.process)
+        rescaling = self.model.prompt_encoder.rescaling
+        if new and rescaling is not None and rescaling.is_new:
+            stream = batches(self.samples, self.processor, self.config, self.process, self.cache)
+            rescale_states(self.model, list(islice(stream, RESCALING_BATCHES)), quiet=not self.process.is_main)
         if self.settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()

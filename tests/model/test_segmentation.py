@@ -122,3 +122,17 @@ def test_decoding_equals_upstream(upstream, twin):
         assert expected.abs().max() > 0.1
         assert (masks[mine] - expected[:, 0]).abs().max() < 1e-4 * max(1, expected.abs().max())
         assert (quality[mine] - expected_quality[:, 0]).abs().max() < 1e-4 * max(1, expected_quality.abs().max())
+
+
+def test_rescaled_states_have_mean_zero_and_deviation_one(twin):
+    states = 3 + 7 * torch.randn(200, 24) * torch.linspace(0.1, 4, 24)
+    encoder = PromptEncoder(24, twin.prompt_encoder, rescale=True)
+    plain = PromptEncoder(24, twin.prompt_encoder)
+    plain.projection.load_state_dict(encoder.projection.state_dict())
+    assert encoder.rescaling.is_new
+    torch.testing.assert_close(encoder(states), plain(states), atol=0, rtol=0)
+    encoder.rescaling.standardize(states)
+    assert not encoder.rescaling.is_new
+    expected = (states - states.mean(0)) / states.std(0)
+    torch.testing.assert_close(encoder.rescaling(states), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder(states), plain(expected), atol=1e-5, rtol=1e-5)

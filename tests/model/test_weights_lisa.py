@@ -249,6 +249,11 @@ def test_a_training_state_equals_its_merged_folder(settings, training, parts, tm
     assert (parts.training[f"{PREFIX}{name}.base_layer.weight"] - parts.merged[f"{name}.weight"]).abs().max() > 0.1
 
 
+def test_lisas_projection_reads_its_states_as_they_are(settings):
+    with pytest.raises(ValueError, match=r"model\.rescale_states is for a new projection; LISA's learnt"):
+        build_model(replace(settings, rescale_states=True), DATA)
+
+
 @torch.no_grad()
 def test_masks_and_logits_are_those_of_lisa(settings, parts):
     """Against LISA put together by hand: Llama on spliced embeddings, the state before ``[SEG]``, SAM's decoder."""

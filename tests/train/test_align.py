@@ -1,4 +1,4 @@
-"""A new projector learns the words for what image tokens show, and nothing else learns with it."""
+"""A new projector learns the words for what image tokens show; the prompt encoder is told how large its states are."""
 
 import math
 from pathlib import Path
@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from aura.data.collate import collate
 from aura.data.processor import Processor
 from aura.masks import encode_rle
 from aura.model import AuraModel
-from aura.train.align import align_projector, shares, word_embeddings, word_loss
+from aura.train.align import align_projector, rescale_states, shares, word_embeddings, word_loss
 from aura.types import AmodalObject, Sample
 
 
@@ -113,3 +114,25 @@ def test_features_that_form_no_square_are_refused(make_model, processor, tmp_pat
     model.mllm.encode_images = lambda pixels: torch.zeros(1, 5, 24)
     with pytest.raises(ValueError, match=r"train\.align_steps: the vision tower gives 5 features"):
         align_projector(model, processor, [sample_of(tmp_path, 0)], None, steps=1, batch_size=1, quiet=True)
+
+
+def test_states_are_rescaled_by_what_the_model_makes_of_the_data(make_model, make_sample):
+    model = make_model(rescale_states=True).train()
+    batches = [collate([make_sample([[8], [6]], image_id=number)]) for number in range(6)]
+    states = []
+    with torch.no_grad():
+        model.eval()
+        hook = model.prompt_encoder.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
+        for batch in batches:
+            model(batch)
+        hook.remove()
+        model.train()
+    trainable = dict(model.trainable_parameters())
+    assert {f"prompt_encoder.rescaling.{kind}" for kind in ("weight", "bias")} < set(trainable)
+    own = sum(p.numel() for name, p in trainable.items() if name.startswith("prompt_encoder."))
+    assert model.num_parameters_by_part()["projection"] == (own, own)
+    rescale_states(model, batches, quiet=True)
+    assert model.training
+    seen = model.prompt_encoder.rescaling(torch.cat(states))
+    assert_close(seen.mean(0), torch.zeros(seen.shape[1]), atol=1e-4, rtol=0)
+    assert_close(seen.std(0), torch.ones(seen.shape[1]), atol=1e-3, rtol=0)

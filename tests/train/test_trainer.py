@@ -204,3 +204,18 @@ def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, 
     # The checkpoint holds the aligned projector: it must not be aligned a second time.
     assert make_trainer(config, samples).run() == 0
     assert said not in capsys.readouterr().out
+
+
+def test_states_are_rescaled_before_the_first_step_and_not_again(config, samples, capsys):
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, rescale_states=True))
+    first = make_trainer(changed(config, steps=2), samples)
+    assert first.run() == 0
+    rescaling = first.model.prompt_encoder.rescaling
+    assert not rescaling.is_new
+    model = AuraModel.from_pretrained(Path(config.train.output_dir) / "export")
+    torch.testing.assert_close(model.prompt_encoder.rescaling.weight, rescaling.weight)
+    again = changed(config, steps=2, output_dir=config.train.output_dir + "_2")
+    again = dataclasses.replace(again, model=ModelSettings(init_from=str(Path(config.train.output_dir) / "export")))
+    capsys.readouterr()
+    assert make_trainer(again, samples).run() == 0
+    assert "looking at [SEG] states" not in capsys.readouterr().err
