@@ -8,9 +8,9 @@ a small language model can learn to give exactly that answer. Slots:
 ``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's verbs in a question
 and ``{do}`` in an answer, ``{other_phrase}`` and ``{other_do}`` those of a second one; ``{is}``, ``{look}`` and
 ``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``; ``{how_many}``
-"one", "two", ... ``{objects}``, ``{which}`` "thing", "two things", ..., ``{which_others}`` likewise: people who ask
-"which" mostly know how many they mean; ``{degree}`` how hidden the focus is; ``{side}`` and ``{most}`` words of place
-and size.
+"one", "two", ... ``{objects}``, ``{which}`` "thing", "two things", ..., ``{which_focus}`` and ``{which_others}``
+likewise: people who ask "which" mostly know how many they mean; ``{degree}`` how hidden the focus is; ``{side}`` and
+``{most}`` words of place and size.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ("{situation} What could help me?", _COULD),
         ("{situation} Which {which} would you take?", _COULD),
         ("{situation} Which {which} here {is} good for that?", _COULD),
+        ("{situation} Please show me the {which} for that.", _COULD),
         ("{situation} Is there anything for me?", _YES),
     ),
     "ability": (
@@ -79,6 +80,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ("What {things} are in this picture?", "You can see {objects}."),
         ("Please show me the {things}, {how_many} in all.", "You can see {objects}."),
         ("There {is} {how_many} of the {things} here. Which?", "You can see {objects}."),
+        ("Point out {how_many} of the {things}, please.", "You can see {objects}."),
         ("Are there any {things} here?", "Yes, you can see {objects}."),
     ),
     "blocked": (
@@ -89,6 +91,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
         (
             "What could I {phrase}, and which {which_others} {others_are} in front of it?",
             "You could {do} {focus}, and {others} {others_are} in front.",
+        ),
+        (
+            "Show me what I could {phrase}, and the {which_others} in the way.",
+            "You could {do} {focus}, but {others} {others_are} in the way.",
         ),
         (
             "Show me what I could {phrase}, and the {which_others} in front of it.",
@@ -104,6 +110,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "two_uses": (
         (
             "What could I {phrase}, and what could I {other_phrase}?",
+            "You could {do} {focus}, and {other_do} {others}.",
+        ),
+        (
+            "Which {which_focus} could I {phrase}, and which {which_others} could I {other_phrase}?",
             "You could {do} {focus}, and {other_do} {others}.",
         ),
         (
@@ -181,11 +191,13 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ("What does nothing hide?", "{objects} {is} fully visible."),
         ("Which {which} {is} fully visible?", "{objects} {is} fully visible."),
         ("Which {which} can I see all of?", "{objects} {is} fully visible."),
+        ("Please show me the {which} that nothing hides.", "{objects} {is} fully visible."),
     ),
     "hidden": (
         ("What stands behind something else?", "{objects} {is} hidden by something."),
         ("Which {which} {is} hidden by something?", "{objects} {is} hidden by something."),
         ("Which {which} can I not see all of?", "{objects} {is} hidden by something."),
+        ("Please show me the {which} behind something else.", "{objects} {is} hidden by something."),
     ),
     "mostly_hidden": (
         ("What is mostly hidden?", "{objects} {is} mostly hidden."),
@@ -206,10 +218,12 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "then_use": (
         ("And what could I {phrase}?", _COULD),
         ("And which {which} could I {phrase}?", _COULD),
+        ("And the {which} I could {phrase}?", _COULD),
     ),
     "then_ability": (
         ("And what {phrase}?", _CAN),
         ("And which {which} {phrase}?", _CAN),
+        ("And the {which} that {phrase}?", _CAN),
     ),
     "then_in_front": (
         ("And what is in front of it?", _FRONT),

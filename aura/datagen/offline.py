@@ -110,7 +110,7 @@ class _Writer:
         slots = dict(idea.words)
         for slot, members in idea.parts.items():
             slots[slot] = facts.marked(members)
-        for slot, which in (("objects", "which"), ("others", "which_others")):
+        for slot, which in (("objects", "which"), ("focus", "which_focus"), ("others", "which_others")):
             if slot in idea.parts:
                 number = NUMBERS[len(idea.parts[slot]) - 1]
                 slots[which] = "thing" if number == "one" else f"{number} things"
