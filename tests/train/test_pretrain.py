@@ -198,7 +198,9 @@ def test_what_was_trained_before_moves_slower() -> None:
 def test_llava_learns_and_loads(pool: ScenePool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sam = SamPretrainer(sam_config(hidden=32, layers=2, channels=32), len(CATEGORIES))
-    tower = TowerPretrainer.from_encoder(tower_config(hidden=32, layers=2), sam, torch.randn(1, 3, 192, 192))
+    pixels = torch.randn(1, 3, 192, 192)
+    encoder = sam.sam.vision_encoder
+    tower = TowerPretrainer.from_encoder(tower_config(hidden=32, layers=2), encoder, sam.head, pixels)
     model = LlavaPretrainer(new_llava(tower.tower, tokenizer, hidden=32, layers=1, mlp=64), CATEGORIES, tokenizer)
     maker = LlavaBatches(pool, CATEGORIES, tokenizer, 256)
     batch = maker.batch([(0, False), (1, True)], seed=3, pairs=4)
