@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
 
     is_main = ranks.rank_and_world()[0] == 0
     gallery, predictions = Gallery(options.num), PredictionFile()
-    reports = evaluate_all(
+    figures, several = {}, len(options.protocol) > 1
+    for protocol, report in evaluate_all(
         model,
         processor,
         dataset,
@@ -90,9 +91,7 @@ def run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         name=options.name,
         observers=[gallery] * bool(options.contact_sheet) + [predictions] * bool(options.predictions),
-    )
-    figures, several = {}, len(reports) > 1
-    for protocol, report in reports.items():
+    ):
         figures[f"{options.name} ({protocol})" if several else options.name] = report.as_dict()
         if options.out and is_main:
             report.write(options.out / protocol if several else options.out)

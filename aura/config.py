@@ -280,6 +280,10 @@ class Config:
             self.model.quantize == "none" or self.train.zero_stage < 3,
             f"model.quantize {self.model.quantize} cannot be split over GPUs by ZeRO stage 3; set train.zero_stage 2",
         )
+        _require(
+            not self.train.align_steps or self.model.train_projector,
+            "train.align_steps trains the projector; set model.train_projector to true, or leave it 0",
+        )
         metric, masks = self.train.best_metric, self.model.masks
         _require(
             masks == "both" or metric.partition(".")[0] not in {"visible", "amodal"} - {masks},

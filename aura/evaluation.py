@@ -41,7 +41,7 @@ def evaluate(
     model: AuraModel, processor: Processor, dataset: Sequence[Sample], protocol: Protocol, **options: Any
 ) -> Report:
     """Score ``model`` on ``dataset`` under one protocol; the options are those of :func:`evaluate_all`."""
-    return evaluate_all(model, processor, dataset, [protocol], **options)[protocol]
+    return dict(evaluate_all(model, processor, dataset, [protocol], **options))[protocol]
 
 
 def evaluate_all(
@@ -57,8 +57,10 @@ def evaluate_all(
     progress: bool = True,
     name: str = "AURA",
     observers: Sequence[Observer] = (),
-) -> dict[Protocol, Report]:
+) -> Iterator[tuple[Protocol, Report]]:
     """Score ``model`` on ``dataset`` under each protocol; what the model writes itself serves both that judge it.
+
+    Each report comes as soon as it is there, so that it can be kept whatever becomes of the rest.
 
     Where ``torch.distributed`` is initialised, each rank evaluates its own slice of the images, no image twice, and
     every rank returns the report of all. The model is put in evaluation mode and back.
@@ -86,12 +88,10 @@ def evaluate_all(
     mine = chosen[rank::world]
     # ZeRO 3 needs every rank in every forward pass: who has an image less than others repeats one and drops the result.
     padding = chosen[: -(-len(chosen) // world) - len(mine)]
-    scorers = {protocol: Scorer(protocol, model.config.masks) for protocol in protocols}
     hidden = not progress or rank > 0
-    for read in (True, False):
+    for read in dict.fromkeys(protocol == "teacher_forced" for protocol in protocols):
         same = [protocol for protocol in protocols if (protocol == "teacher_forced") == read]
-        if not same:
-            continue
+        scorers = [Scorer(protocol, model.config.masks) for protocol in same]
         predicted = predict(
             model,
             processor,
@@ -104,11 +104,12 @@ def evaluate_all(
         bar = tqdm(predicted, total=len(mine), desc=", ".join(same), unit="image", disable=hidden, leave=False)
         for number, (sample, answers) in enumerate(bar):
             if number < len(mine):
-                for protocol in same:
-                    scorers[protocol].add(sample, answers)
+                for scorer in scorers:
+                    scorer.add(sample, answers)
                 for observe in observers if protocols[-1] in same else ():
                     observe(sample, answers)
-    return {p: Report.merge(p, gather(scorer.report(name)), name) for p, scorer in scorers.items()}
+        for protocol, scorer in zip(same, scorers, strict=True):
+            yield protocol, Report.merge(protocol, gather(scorer.report(name)), name)
 
 
 @torch.no_grad()

@@ -192,9 +192,8 @@ def test_several_protocols_score_as_each_alone_and_answers_are_written_once(
     written, generate = [], tiny_model.generate_answers
     monkeypatch.setattr(tiny_model, "generate_answers", lambda *a, **k: written.append(1) or generate(*a, **k))
     seen = []
-    together = evaluate_all(
-        tiny_model, processor, dataset, PROTOCOLS, progress=False, observers=[lambda sample, _: seen.append(sample)]
-    )
+    observers = [lambda sample, _: seen.append(sample)]
+    together = dict(evaluate_all(tiny_model, processor, dataset, PROTOCOLS, progress=False, observers=observers))
     assert list(together) == PROTOCOLS
     assert {name: r.as_dict() for name, r in together.items()} == {name: r.as_dict() for name, r in alone.items()}
     assert len(written) == len(dataset) == len(seen)

@@ -190,6 +190,8 @@ def _from_lisa(
     settings: ModelSettings, data: DataSettings, dtype: torch.dtype
 ) -> tuple[AuraModel, Processor, LoadReport]:
     path = _given(settings.init_from, "model.init_from")
+    if settings.rescale_states:
+        raise ValueError("model.rescale_states is for a new projection; LISA's learnt to read its states as they are")
     if settings.vision_tower is None:
         raise ValueError(
             f"model.vision_tower is not set; LISA ({path}) has no CLIP of its own: give the folder of "
@@ -212,8 +214,6 @@ def _from_lisa(
     model, processor, new = _assemble(
         settings, data, dtype, lisa.llava, lisa.sam, tokenizer, settings.vision_tower, knows_seg=True
     )
-    if settings.rescale_states:
-        raise ValueError("model.rescale_states is for a new projection; LISA's learnt to read its states as they are")
     model.prompt_encoder.projection.load_state_dict(lisa.projection)
     mllm, *others = lisa.parts
     fresh = [part for part in _new_parts(model) if part.part != "projection"]

@@ -79,14 +79,17 @@ def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None =
     else:
         llava_config, llava_source = _llava(settings, mllm)
         sam_config, sam_source = _sam(settings, sam)
-        merge = settings.image_token_merge
-        config = AuraConfig(llava_config=llava_config, sam_config=sam_config, image_token_merge=merge)
+        config = AuraConfig(
+            llava_config=llava_config,
+            sam_config=sam_config,
+            image_token_merge=settings.image_token_merge,
+            rescale_states=settings.rescale_states,
+        )
         sources = [f"language model: {llava_source}", f"SAM: {sam_source}"]
     lora = settings.lora
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
     config.occlusion_condition, config.spatial_occlusion = settings.occlusion_condition, settings.spatial_occlusion
     config.masks = settings.masks
-    config.rescale_states = settings.rescale_states
     config.lora = None
     if lora.enabled:
         config.lora = {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": list(lora.targets)}

@@ -66,7 +66,7 @@ def align_projector(
     for step in tqdm(range(steps), desc="aligning the projector", disable=quiet):
         features, shown = next(stream)
         logits = scale * (model.mllm.project(features) @ words.T)  # [B, T, Y]
-        loss = word_loss(logits, shown)
+        loss = word_loss(logits.log_softmax(-1), shown)
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         loss.backward()
@@ -105,9 +105,9 @@ def word_embeddings(model: AuraModel, processor: Processor, words: Sequence[str]
     return torch.stack([embed(torch.tensor(i, device=model.device)).float().mean(0) for i in ids])
 
 
-def word_loss(logits: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits [B, T, Y] against the shares [B, T, Y] of each token that show each word's object."""
-    entropy = -(shown * logits.log_softmax(-1)).sum(-1)
+def word_loss(log_probabilities: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of words' log probabilities [..., Y] against what image tokens show of each [..., Y]."""
+    entropy = -(shown * log_probabilities).sum(-1)
     weight = 1 - (1 - BACKGROUND_WEIGHT) * shown[..., -1]
     return (weight * entropy).sum() / weight.sum()
 

@@ -35,6 +35,7 @@ from aura.data.conversations import ConversationTokenizer, TokenizedConversation
 from aura.data.images import CLIP_MEAN, CLIP_STD
 from aura.files import write_json
 from aura.model.mllm import Mllm, packed_attention_mask
+from aura.train.align import word_loss
 from aura.train.pretrain import Metrics
 from aura.train.pretrain_cells import CellBatch, cell_targets, stack_cells
 from aura.train.pretrain_relations import RELATION_WEIGHT, RelationHead, object_relations
@@ -263,9 +264,7 @@ class LlavaPretrainer(nn.Module):
         target = torch.cat([batch.seen[:, :-1] + 0.5 * hidden, batch.seen[:, -1:]], dim=1)
         target = target.flatten(2).transpose(1, 2).flatten(0, 1)  # [B T, Y + 1], rows of patches as in the sequence
         target = (target / target.sum(1, keepdim=True)).repeat(2, 1)
-        weight = 1 - 0.8 * target[:, -1]  # most of a photo is background
-        entropy = -(target * logits.log_softmax(-1)[:, self.words]).sum(1)
-        return (weight * entropy).sum() / weight.sum()
+        return word_loss(logits.log_softmax(-1)[:, self.words], target)
 
 
 @torch.no_grad()

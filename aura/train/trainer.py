@@ -106,14 +106,12 @@ class Trainer:
         rescaling = self.model.prompt_encoder.rescaling
         if new and rescaling is not None and rescaling.is_new:
             stream = batches(self.samples, self.processor, self.config, self.process, self.cache)
-            rescale_states(self.model, list(islice(stream, RESCALING_BATCHES)), quiet=not self.process.is_main)
+            rescale_states(self.model, islice(stream, RESCALING_BATCHES), quiet=not self.process.is_main)
         if self.settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
 
     def _align(self) -> None:
-        if not self.model.config.train_projector:
-            raise ValueError("train.align_steps trains the projector; set model.train_projector to true, or leave it 0")
         steps, seed, quiet = self.settings.align_steps, self.settings.seed, not self.process.is_main
         right = align_projector(
             self.model, self.processor, self.samples, self.cache, steps=steps, seed=seed, quiet=quiet

@@ -81,7 +81,7 @@ def test_the_loss_by_hand():
     logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0]]])
     shown = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     # The first token shows the first word (probability 1/4), the second is background (1/2, weight 0.2).
-    assert_close(word_loss(logits, shown), torch.tensor((math.log(4) + 0.2 * math.log(2)) / 1.2))
+    assert_close(word_loss(logits.log_softmax(-1), shown), torch.tensor((math.log(4) + 0.2 * math.log(2)) / 1.2))
 
 
 @pytest.mark.parametrize(("resize", "expected"), [("squash", (1, 0)), ("pad", (0.5, 0)), ("crop", (1, 0))])

@@ -194,10 +194,10 @@ def test_other_precisions_and_stages_train_and_export(config, samples, val_sampl
 
 
 def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, capsys):
-    config = changed(config, align_steps=2, steps=2)
     with pytest.raises(ValueError, match=r"train\.align_steps trains the projector; set model\.train_projector"):
-        make_trainer(config, samples).run()
+        changed(config, align_steps=2, steps=2)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, train_projector=True))
+    config = changed(config, align_steps=2, steps=2)
     assert make_trainer(config, samples).run() == 0
     said = "of the image tokens that show an object are nearest to its word"
     assert said in capsys.readouterr().out
