@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from aura.train import environment
+from aura import environment
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             open_photo(args.image)  # a large model takes minutes to load; a wrong file name should not
         from transformers.utils import logging
 
-        from aura.inference import Assistant
-        from aura.terminal import Terminal
+        from aura.chat.assistant import Assistant
+        from aura.chat.terminal import Terminal
 
         logging.disable_progress_bar()
         if sys.stderr.isatty():

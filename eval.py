@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from aura import environment
 from aura.config import Protocol, load_config
-from aura.train import environment
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,11 +52,11 @@ def run(options: argparse.Namespace) -> None:
     """Load, evaluate under every protocol, print and write."""
     from transformers.utils import logging
 
-    from aura import ranks, tables
-    from aura.data.amodal_reason_seg import AmodalReasonSeg
-    from aura.evaluation import evaluate_all, open_cache
-    from aura.gallery import Gallery, PredictionFile, picture_format
-    from aura.inference import Assistant
+    from aura.chat.assistant import Assistant
+    from aura.evaluation import ranks, tables
+    from aura.evaluation.evaluate import evaluate_all, open_cache
+    from aura.evaluation.gallery import Gallery, PredictionFile, picture_format
+    from aura.formats.amodal_reason_seg import AmodalReasonSeg
 
     logging.disable_progress_bar()
     if options.contact_sheet:

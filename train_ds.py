@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from aura import environment
 from aura.config import parse_config
-from aura.train import environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,13 +8,13 @@ __version__ = "0.1.0"
 __all__ = ["Assistant", "__version__"]
 
 if TYPE_CHECKING:
-    from aura.inference import Assistant
+    from aura.chat.assistant import Assistant
 
 
 def __getattr__(name: str) -> Any:
     """Load ``Assistant`` only when asked for, so that ``import aura.config`` stays free of torch."""
     if name == "Assistant":
-        from aura.inference import Assistant
+        from aura.chat.assistant import Assistant
 
         return Assistant
     raise AttributeError(f"module 'aura' has no attribute {name!r}")

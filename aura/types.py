@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,9 @@ IGNORE_INDEX = -100
 
 Rle = dict[str, Any]
 """COCO run-length encoding: ``{"size": [height, width], "counts": str}``."""
+
+Masks = Literal["both", "visible", "amodal"]
+"""The kinds of mask that a method predicts."""
 
 
 # --- records: what a data set holds -----------------------------------------------------------------------------------
@@ -228,6 +231,22 @@ class Losses:
 
 
 # --- results: what a user gets ----------------------------------------------------------------------------------------
+
+
+class MaskPair(NamedTuple):
+    """A visible and an amodal mask, bool [H, W], and the occlusion rate that was predicted with them, if any.
+
+    The truth has both masks; the prediction of a method of one kind has ``None`` in the other's place.
+    """
+
+    visible: np.ndarray | None
+    amodal: np.ndarray | None
+    occlusion_rate: float | None = None
+
+    @property
+    def kinds(self) -> Masks:
+        """Which masks are there."""
+        return "visible" if self.amodal is None else "amodal" if self.visible is None else "both"
 
 
 @dataclass(frozen=True)

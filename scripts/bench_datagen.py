@@ -32,12 +32,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
-from aura.data.sources import AnnotatedImage, with_occluders
-from aura.datagen.checks import PairChecker
+from aura.datagen.checks.rules import PairChecker
 from aura.datagen.generate import Run
 from aura.datagen.settings import api_settings
-from aura.datagen.store import ImageEntry, Recipe, Source, Store
+from aura.datagen.store.store import ImageEntry, Recipe, Source, Store
 from aura.files import write_text
+from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
 from aura.types import AmodalObject
 

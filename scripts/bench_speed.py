@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
+from aura.chat.assistant import Assistant
 from aura.config import LossSettings
-from aura.data.amodal_reason_seg import AmodalReasonSeg
 from aura.data.collate import collate
-from aura.evaluation import answer_starts
-from aura.inference import Assistant
+from aura.evaluation.evaluate import answer_starts
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.losses import AuraCriterion
 from aura.types import Batch, ImageFeatures, Sample
 

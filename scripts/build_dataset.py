@@ -34,10 +34,10 @@ from aura.datagen.generate import Books, Run, RunSummary
 from aura.datagen.project import checks_of, init_project, open_project, recheck, recipe_of, run_settings_of
 from aura.datagen.records import GenerationRequest
 from aura.datagen.settings import Commands, ProjectSettings, api_settings, run_command
-from aura.datagen.store import Status, Store
+from aura.datagen.store.store import Status, Store
 
 if TYPE_CHECKING:
-    from aura.datagen.api import ApiSettings
+    from aura.datagen.service.api import ApiSettings
 
 PROG = "build_dataset.py"
 CONSOLE = Console(highlight=False)
@@ -175,7 +175,7 @@ def _export_jsonl(store: Store, settings: ProjectSettings, options: Namespace) -
     api = _api_of(settings)
     if options.max_cost is not None:
         raise ValueError("--max-cost cannot hold back a runner of your own; leave it out, and see --dry-run")
-    from aura.datagen.jsonl import export_jsonl
+    from aura.datagen.service.jsonl import export_jsonl
 
     with _bar("requests") as bar:
         files, failures = export_jsonl(bar.track(_requests(store, settings, options.limit)), options.export_jsonl, api)
@@ -194,7 +194,7 @@ def _export_jsonl(store: Store, settings: ProjectSettings, options: Namespace) -
 def _import_jsonl(store: Store, settings: ProjectSettings, paths: list[str]) -> RunSummary:
     """Take the answers of a batch runner as if they had just come."""
     api = _api_of(settings)
-    from aura.datagen.jsonl import import_jsonl
+    from aura.datagen.service.jsonl import import_jsonl
 
     recipe = recipe_of(settings)
     with _bar("answers") as bar:
@@ -220,7 +220,7 @@ def _dry_run(store: Store, settings: ProjectSettings, limit: int | None) -> int:
     if settings.generator.kind == "offline":
         _say(f"{store.status().images['pending']} images; the offline generator sends nothing and costs nothing")
         return 0
-    from aura.datagen.client import dry_run
+    from aura.datagen.service.client import dry_run
 
     estimate, prompts = dry_run(
         _requests(store, settings, limit),
@@ -357,7 +357,7 @@ def add_export_options(parser: ArgumentParser) -> None:
 
 def export(settings: ProjectSettings, options: Namespace) -> int:
     """Write a version of the data set."""
-    from aura.datagen.export import export_release
+    from aura.datagen.release.export import export_release
 
     with open_project(settings) as store, _bar("images") as bar:
         task = bar.add_task("images", total=None)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aura.train import environment
+from aura import environment
 
 if TYPE_CHECKING:
     import torch
@@ -87,9 +87,9 @@ def merge_delta(options: argparse.Namespace, folder: Path, dtype: torch.dtype) -
         ValueError: The delta is none, the base is not its base, or a file is damaged.
     """
     from aura.files import write_json
-    from aura.model.weights.delta import MergedDelta, is_delta, save_shards
-    from aura.model.weights.files import read_config, read_folder_tensors
-    from aura.model.weights.llava import load_original
+    from aura.weights.delta import MergedDelta, is_delta, save_shards
+    from aura.weights.files import read_config, read_folder_tensors
+    from aura.weights.llava import load_original
 
     config = read_config(options.delta, "--delta")
     if not (options.base / "config.json").is_file() and any(options.base.glob("consolidated.*.pth")):
@@ -125,10 +125,10 @@ def convert(options: argparse.Namespace, folder: Path, dtype: torch.dtype) -> st
     import torch
 
     from aura.config import DataSettings, LoraSettings, ModelSettings
-    from aura.model.build import build_model
-    from aura.model.weights import is_lisa, load_llava, load_sam, read_config
-    from aura.model.weights.files import read_tensors
-    from aura.model.weights.lisa import TRAINING_PREFIX
+    from aura.weights import is_lisa, load_llava, load_sam, read_config
+    from aura.weights.build import build_model
+    from aura.weights.files import read_tensors
+    from aura.weights.lisa import TRAINING_PREFIX
 
     source = Path(options.source)
     is_gguf = source.suffix == ".gguf"

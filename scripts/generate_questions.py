@@ -21,9 +21,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.data.sources import AnnotatedImage, load_cocoa_cls
-from aura.datagen.offline import GENERATOR, VERSION, generate_conversations
+from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.sources import AnnotatedImage, load_cocoa_cls
 from aura.types import Conversation
 
 

@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.data.checks import Problem, picture_flaw
-from aura.data.layouts import recognise
-from aura.data.occlusion import DEPTH_ORDER
-from aura.data.reading import read_json_object
-from aura.data.sources import AnnotatedImage, AnnotationFile
-from aura.datagen.offline import GENERATOR, VERSION, generate_conversations
+from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
 from aura.files import write_text
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.checks import Problem, picture_flaw
+from aura.formats.layouts import recognise
+from aura.formats.occlusion import DEPTH_ORDER
+from aura.formats.reading import read_json_object
+from aura.formats.sources import AnnotatedImage, AnnotationFile
 from aura.types import Conversation
 
 SHOWN = 20

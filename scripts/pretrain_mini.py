@@ -5,7 +5,7 @@
     python scripts/pretrain_mini.py llava   --minutes 80                 # the CLIP-like tower, the Llama-like model
     python scripts/pretrain_mini.py llava   --minutes 50 --start-from data/mini_assets/backbones/llava   # goes on
 
-Each starts from what the one before left. Scenes come from the "pretrain" stream (aura.data.mini), never from the
+Each starts from what the one before left. Scenes come from the "pretrain" stream (aura.mini.benchmark), never from the
 benchmark's seeds or backgrounds; "val" scenes of another seed serve to measure. Each part keeps its scenes,
 checkpoint and log under --work, continues from there when started again, and (but for the encoder) writes a Hugging
 Face folder (float16) below --out every few minutes and at the end. The minutes are a budget: the learning rate
@@ -23,11 +23,10 @@ import numpy as np
 import torch
 from transformers import CLIPVisionModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast, SamModel
 
+from aura import environment
 from aura.files import write_text
-from aura.train import environment
-from aura.train.pretrain import Metrics, Run, build_optimizers, train
-from aura.train.pretrain_cells import CellBatch, CellHead, Preprocess, Shares, cell_batches, evaluate_cells
-from aura.train.pretrain_llava import (
+from aura.mini.pretrain.cells import CellBatch, CellHead, Preprocess, Shares, cell_batches, evaluate_cells
+from aura.mini.pretrain.llava import (
     LlavaBatches,
     LlavaPretrainer,
     evaluate_generation,
@@ -35,7 +34,8 @@ from aura.train.pretrain_llava import (
     export_llava,
     new_llava,
 )
-from aura.train.pretrain_sam import (
+from aura.mini.pretrain.run import Metrics, Run, build_optimizers, train
+from aura.mini.pretrain.sam import (
     SamPretrainer,
     evaluate_sam,
     export_sam,
@@ -45,9 +45,9 @@ from aura.train.pretrain_sam import (
     sam_config,
     sam_loss,
 )
-from aura.train.pretrain_scenes import ScenePool
-from aura.train.pretrain_text import conversations_about, template_text, train_tokenizer
-from aura.train.pretrain_tower import TowerPretrainer, squashed_pixels, squashed_shares, tower_config
+from aura.mini.pretrain.scenes import ScenePool
+from aura.mini.pretrain.text import conversations_about, template_text, train_tokenizer
+from aura.mini.pretrain.tower import TowerPretrainer, squashed_pixels, squashed_shares, tower_config
 
 ROOT = Path(__file__).resolve().parent.parent
 VAL_SEED_SHIFT = 7_000_000

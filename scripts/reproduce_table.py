@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import get_args
 
 from aura.config import Protocol
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.report import combine
+from aura.evaluation.report import combine
+from aura.evaluation.scoring import load_predictions, score
+from aura.evaluation.tables import Figures
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.reproduction import results
 from aura.reproduction.paper import TABLES
 from aura.reproduction.runs import CONFIGS, Run, Setting, plan
 from aura.reproduction.sweep import Stopped, dry_run, sweep
-from aura.scoring import load_predictions, score
-from aura.tables import Figures
 
 NO_MINI = "the mini benchmark has one language model and one SAM; tables 4 and 5 compare several, so leave out --mini"
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from aura.datagen.project import open_project
 from aura.datagen.settings import Commands, ProjectSettings, run_command
-from aura.datagen.store import Store
+from aura.datagen.store.store import Store
 
 PROG = "review.py"
 

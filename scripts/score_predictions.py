@@ -17,10 +17,10 @@ import sys
 from typing import get_args
 
 from aura.config import Protocol
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.report import read_figures
-from aura.scoring import load_predictions, score
-from aura.tables import show
+from aura.evaluation.report import read_figures
+from aura.evaluation.scoring import load_predictions, score
+from aura.evaluation.tables import show
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,9 +20,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg, image_folder
-from aura.data.checks import problems, shared_images
-from aura.data.reading import read_json_object
+from aura.formats.amodal_reason_seg import AmodalReasonSeg, image_folder
+from aura.formats.checks import problems, shared_images
+from aura.formats.reading import read_json_object
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Imports inside ``aura`` point downwards only, and never in a circle."""
+"""The floors of ``aura``: imports point downwards only, and never in a circle."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ from pathlib import Path
 
 AURA = Path(__file__).parents[1] / "aura"
 
-FLOORS = [
-    {"config", "types", "files", "masks", "targets", "geometry", "ranks", "typesetting"},
-    {"losses", "metrics", "visualize", "data"},
-    {"model", "datagen"},
-    {"readout", "inference", "plan"},
-    {"evaluation", "gallery", "scoring", "report", "tables", "terminal", "web", "reproduction"},
-    {"train"},
-]
-FLOOR_OF = {part: level for level, parts in enumerate(FLOORS) for part in parts}
-STRANGERS = {"datagen": {"model"}, "model": {"datagen"}}
+FLOORS = {
+    "the method's vocabulary": "config types files masks geometry targets losses environment",
+    "pictures, annotation files, tensors": "drawing formats data",
+    "the network; questions from annotations": "model datagen",
+    "weights of others; figures; answers to a user": "weights evaluation chat",
+    "the run, its plan, the paper's tables": "train plan reproduction",
+    "the laptop's benchmark": "mini",
+}
+"""From the ground up. A part imports from its own floor and from those below."""
+
+STRANGERS = {
+    "formats": {"data"},
+    "data": {"formats"},
+    "model": {"datagen"},
+    "datagen": {"data", "model"},
+    "chat": {"evaluation"},
+    "plan": {"train"},
+    "reproduction": {"train"},
+}
+"""Parts that must not know each other, though their floors would allow it."""
+
+FLOOR_OF = {part: level for level, parts in enumerate(FLOORS.values()) for part in parts.split()}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -56,7 +68,22 @@ def test_there_are_no_circles():
     list(TopologicalSorter(graph).static_order())
 
 
-def test_the_ground_floor_data_and_questions_need_no_deepspeed_and_only_the_engine_knows_it():
+def test_loose_modules_stand_on_the_ground_floor():
+    loose = {path.stem for path in AURA.glob("*.py")} - {"__init__"}
+    assert loose <= set(next(iter(FLOORS.values())).split())
+
+
+def test_every_folder_says_what_lives_there():
+    for folder in {path.parent for path in modules().values()}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), f"{folder} does not introduce itself"
+
+
+def test_files_hold_one_concept():
+    for path in [*AURA.rglob("*.py"), *AURA.parent.glob("*.py"), *(AURA.parent / "scripts").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 400, f"{path} is longer than 400 lines: split it"
+
+
+def test_only_the_engine_knows_deepspeed():
     users = {
         name
         for name, path in modules().items()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from aura.chat.assistant import Assistant
 from aura.config import DataSettings, LoraSettings, ModelSettings
-from aura.inference import Assistant
-from aura.model.build import build_model
 from aura.model.quantize import quantized_linears
+from aura.weights.build import build_model
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 QUESTION = "What could I ride?"

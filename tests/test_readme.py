@@ -60,20 +60,16 @@ def test_make_targets_exist():
 def test_the_annotated_tree_is_the_tree():
     tree = re.search(r"## What is where\n+```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert tree, "the README has no annotated tree"
-    named, folder = set(), ""
-    for line in tree.group(1).splitlines():
-        depth, first = len(line) - len(line.lstrip()), line.split()[0] if line.split() else ""
-        if not first:
-            continue
-        if depth == 0:
-            folder = first if first.endswith("/") else ""
-            named.add(first)
-        elif depth == 2 and first.endswith("/"):
-            sub = first
-            named.add(folder + sub)
-        else:
-            named.add(folder + (sub if depth > 2 else "") + first)
-    for name in named:
+    lines = tree.group(1).splitlines()
+    assert len(lines) <= 25, "the tree is for an overview: folders only"
+    outer = {name for line in lines if line[0] != " " for name in line.split() if "/" in name or name.endswith(".py")}
+    inner = {line.split()[0] for line in lines if line.startswith("  ")} - {"*.py"}
+    for name in outer | {f"aura/{name}" for name in inner}:
         assert (ROOT / name).exists(), f"the README's tree names {name}"
-    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "aura").rglob("*.py") if p.name != "__init__.py"}
-    assert modules <= named, f"the README's tree lacks {sorted(modules - named)}"
+    folders = {f"{path.parent.name}/" for path in (ROOT / "aura").glob("*/__init__.py")}
+    assert folders == inner, f"the README's tree and aura/ differ in {sorted(folders ^ inner)}"
+
+
+def test_files_named_in_the_text_exist():
+    for name in re.findall(r"`((?:aura|configs|scripts|docs|tests)/[\w/.-]+)`", (ROOT / "README.md").read_text()):
+        assert (ROOT / name).exists(), f"the README names {name}"

@@ -1,1 +1,4 @@
-"""Records, images and conversations on their way to tensors."""
+"""From records to tensors: prompts, tokens, pictures, packed batches, and the frozen encoders' features on disk.
+
+Nothing here knows the model. Open ``processor.py`` first, then ``collate.py``.
+"""

@@ -35,7 +35,7 @@ class FeatureCache:
     Args:
         root: The folder; one subfolder per fingerprint is made in it.
         fingerprint: Identifies encoder weights **and** preprocessing:
-            :func:`aura.evaluation.open_cache` puts it together.
+            :func:`aura.evaluation.evaluate.open_cache` puts it together.
         exact: Store float32; by default float16, half the size (relative error 5e-4).
     """
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from aura.data.sources import AnnotatedImage
 from aura.datagen.records import (
     GenerationError,
     GenerationFailure,
@@ -22,7 +21,8 @@ from aura.datagen.records import (
     PairDraft,
     PairProblem,
 )
-from aura.datagen.store import Job, Recipe, Store
+from aura.datagen.store.store import Job, Recipe, Store
+from aura.formats.sources import AnnotatedImage
 
 CHECK_EVERY = 2.0
 """Seconds between looks at what all processes together have spent, and at jobs that others may have left."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from aura.datagen import offline
+from aura.datagen.offline import generator as offline
 from aura.datagen.records import (
     GenerationError,
     GenerationFailure,
@@ -17,7 +17,7 @@ from aura.datagen.records import (
 )
 
 if TYPE_CHECKING:
-    from aura.datagen.api import ApiSettings
+    from aura.datagen.service.api import ApiSettings
 
 GeneratorKind = Literal["openai", "openai-batch", "offline"]
 
@@ -74,12 +74,12 @@ def make_generator(
     if kind == "offline":
         return OfflineGenerator(seed)
     # The client's package takes a second to import, and the offline generator needs none of it.
-    from aura.datagen.api import ApiSettings
-    from aura.datagen.client import OpenAIGenerator
+    from aura.datagen.service.api import ApiSettings
+    from aura.datagen.service.client import OpenAIGenerator
 
     settings = api or ApiSettings()
     if kind == "openai":
         return OpenAIGenerator(settings, spent=spent)
-    from aura.datagen.batch import BatchGenerator
+    from aura.datagen.service.batch import BatchGenerator
 
     return BatchGenerator(settings, folder, spent=spent)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aura.data.sources import AnnotatedImage
-from aura.datagen.checks import PairChecker
+from aura.datagen.checks.rules import PairChecker
 from aura.datagen.generate import Check, RunSettings
 from aura.datagen.records import PairDraft, PairProblem
 from aura.datagen.settings import ProjectSettings, api_settings
 from aura.datagen.splits import divide
 from aura.datagen.staging import Progress, Staging, silent
-from aura.datagen.store import ImageEntry, Recipe, Source, Store
+from aura.datagen.store.store import ImageEntry, Recipe, Source, Store
+from aura.formats.sources import AnnotatedImage
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ def recipe_of(settings: ProjectSettings) -> Recipe:
     """What makes the generator's answers what they are; part of every job's key."""
     generator = settings.generator
     if generator.kind == "offline":
-        from aura.datagen.offline import GENERATOR, VERSION
+        from aura.datagen.offline.generator import GENERATOR, VERSION
 
         details = f"seed {generator.seed}"
         return Recipe(GENERATOR, f"{GENERATOR}-{VERSION}", f"{GENERATOR}-{VERSION}", generator.pairs_per_image, details)
-    from aura.datagen.prompt import PROMPT_VERSION
+    from aura.datagen.service.prompt import PROMPT_VERSION
 
     api = api_settings(generator.api)
     asked = {key: getattr(api, key) for key in ("detail", "image_side", "jpeg_quality", "temperature", "seed")}

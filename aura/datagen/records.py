@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from aura.data.sources import AnnotatedImage
+from aura.formats.sources import AnnotatedImage
 
 FailureReason = Literal["refusal", "truncated", "malformed", "schema", "timeout", "http", "empty", "image"]
 """``image``: the picture is missing, damaged or of another size than annotated; ``empty``: no pairs, or no objects."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from aura.datagen.checks import CheckSettings
+from aura.datagen.checks.rules import CheckSettings
 
 if TYPE_CHECKING:
-    from aura.datagen.client import ApiSettings
+    from aura.datagen.service.client import ApiSettings
 
 SPLITS = ("train", "test")
 
@@ -84,7 +84,7 @@ class GeneratorSettings:
         kind: ``openai`` (any server that speaks its API), ``openai-batch`` or ``offline``.
         pairs_per_image: Pairs asked for per image.
         seed: Of the offline generator.
-        api: Settings of the first two kinds, see ``aura.datagen.client.ApiSettings``; keys are never among them.
+        api: Settings of the first two kinds (:mod:`aura.datagen.service.client`); keys are never among them.
         max_attempts: Tries per image, each with the client's own retries.
         retry_delay: Seconds before the second try; it doubles with each further one.
         lease_seconds: An image whose process is silent for so long is taken by another process.
@@ -277,7 +277,7 @@ def api_settings(values: Mapping[str, Any]) -> ApiSettings:
         ValueError: A key is unknown, or a value does not fit.
     """
     # Not at the top: the client's package takes a second to import, and most commands need none of it.
-    from aura.datagen.client import ApiSettings
+    from aura.datagen.service.client import ApiSettings
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ApiSettings, "api")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aura.data.layouts import LAYOUTS
-from aura.data.sources import AnnotatedImage, AnnotationFile
-from aura.datagen.images import read_image, write_image
 from aura.datagen.settings import SourceSettings
+from aura.datagen.store.images import read_image, write_image
+from aura.formats.layouts import LAYOUTS
+from aura.formats.sources import AnnotatedImage, AnnotationFile
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much."""

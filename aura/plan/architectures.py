@@ -11,9 +11,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 
 from aura.config import ModelSettings
 from aura.model.configuration import AuraConfig
-from aura.model.weights import read_config
-from aura.model.weights.llava import v1_config
-from aura.model.weights.sam import VARIANTS
+from aura.weights import read_config
+from aura.weights.llava import v1_config
+from aura.weights.sam import VARIANTS
 
 LLAMA_7B: dict[str, Any] = {
     "hidden_size": 4096,

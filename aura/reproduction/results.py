@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
+from aura.evaluation.report import combine
+from aura.evaluation.tables import Figures, Table, as_latex, as_markdown, as_rich, flatten
 from aura.files import write_json, write_text
-from aura.report import combine
 from aura.reproduction.paper import CITATION, PaperRow, PaperTable, Scores
 from aura.reproduction.runs import Run
-from aura.tables import Figures, Table, as_latex, as_markdown, as_rich, flatten
 
 METRICS = {
     "amodal_giou": ("Amodal gIoU", "amodal.giou_object"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aura.config import Config, Protocol, load_config
-from aura.report import read_figures
+from aura.evaluation.report import read_figures
 from aura.reproduction.paper import Variant
 
 CONFIGS = Path("configs")

@@ -1,0 +1,1 @@
+"""The training run. Open ``start.py`` first, then ``trainer.py``; ``engine.py`` alone knows DeepSpeed."""

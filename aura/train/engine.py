@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aura import environment
 from aura.config import TrainSettings
 from aura.model.quantize import unpacked
-from aura.train import environment
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from aura.config import Config
 from aura.data.processor import Processor
 from aura.files import plain_mode
 from aura.model import AuraModel
-from aura.model.build import build_model
 from aura.model.configuration import DTYPES
 from aura.train.checkpoint import FROZEN, STATE, frozen_digest, read_state, replaced_folder
 from aura.train.engine import seed_everything, trained_weights
+from aura.weights.build import build_model
 
 ADAPTER = "adapter"
 """Folder of the adapters alone, in peft's format, inside an export that keeps them."""

@@ -16,7 +16,7 @@ from aura.data.dataset import AuraDataset, EpochSampler, Key
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
 from aura.model import AuraModel
-from aura.readout import encode_images
+from aura.model.readout import encode_images
 from aura.train.engine import Process, wait_for_all
 from aura.types import Batch, Sample
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 
 from aura.config import Config, SplitSettings
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.model.build import build_model
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.model.configuration import DTYPES
 from aura.train import engine
 from aura.train.checkpoint import Checkpoints
 from aura.train.trainer import Trainer
 from aura.train.validation import check_metric
+from aura.weights.build import build_model
 
 
 def train(config: Config) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aura import tables
 from aura.config import Config
+from aura.evaluation import tables
+from aura.evaluation.report import read_figures
 from aura.files import write_json, write_text
 from aura.model import AuraModel
-from aura.report import read_figures
 from aura.train.logs import RunLog, read_log
 from aura.types import Losses
 
@@ -139,7 +139,7 @@ def model_card(
         "## Use",
         "",
         "```python",
-        "from aura.inference import Assistant",
+        "from aura.chat.assistant import Assistant",
         "",
         'reply = Assistant.from_pretrained("FOLDER").ask("street.jpg", "What could I ride, and what is in the way?")',
         "print(reply.text, [(o.name, o.occlusion_rate) for o in reply.objects])",

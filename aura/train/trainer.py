@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from aura.config import Config, to_yaml
 from aura.data.processor import Processor
-from aura.evaluation import open_cache
+from aura.evaluation.evaluate import open_cache
 from aura.files import write_text
 from aura.losses import AuraCriterion
 from aura.model import AuraModel

@@ -9,8 +9,8 @@ from typing import Any
 from aura.config import TrainSettings
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
-from aura.evaluation import evaluate
-from aura.metrics import summarise
+from aura.evaluation.evaluate import evaluate
+from aura.evaluation.metrics import summarise
 from aura.model import AuraModel
 from aura.train.engine import Process, rng_state, set_rng_state
 from aura.types import Sample

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aura.data.sources import AnnotatedImage, with_occluders
 from aura.datagen.records import GenerationResult, PairDraft, PairProblem
-from aura.datagen.store import ImageEntry, Job, Recipe, Source, Store
+from aura.datagen.store.store import ImageEntry, Job, Recipe, Source, Store
+from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
 from aura.types import AmodalObject
 

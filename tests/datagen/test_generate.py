@@ -16,7 +16,7 @@ from aura.datagen.records import (
     PairDraft,
     PairProblem,
 )
-from aura.datagen.store import Store
+from aura.datagen.store.store import Store
 
 
 class Fake:

@@ -11,7 +11,6 @@ from torch import nn
 from aura.config import DataSettings, LoraSettings, ModelSettings
 from aura.data.collate import collate
 from aura.model import AuraModel
-from aura.model.build import build_model
 from aura.model.quantize import (
     KEPT,
     check_quantization,
@@ -20,6 +19,7 @@ from aura.model.quantize import (
     quantized_linears,
     unpacked,
 )
+from aura.weights.build import build_model
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"

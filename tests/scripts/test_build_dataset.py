@@ -14,12 +14,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg
 from aura.datagen.project import init_project, recipe_of
 from aura.datagen.settings import load_settings
 from aura.datagen.splits import divide
 from aura.datagen.staging import Staging
-from aura.datagen.store import Store
+from aura.datagen.store.store import Store
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.masks import encode_rle
 
 ROOT = Path(__file__).parents[2]

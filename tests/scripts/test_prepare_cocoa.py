@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.data.checks import problems
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.checks import problems
 from aura.masks import decode_rle, encode_rle
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "prepare_cocoa.py"))

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from aura.config import load_config, to_yaml
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.data.sources import AnnotatedImage
+from aura.evaluation.report import Report
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.sources import AnnotatedImage
 from aura.masks import encode_rle
-from aura.report import Report
 from aura.reproduction.paper import TABLES
 from aura.types import AmodalObject, Conversation, Turn
 

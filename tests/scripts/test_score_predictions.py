@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg
-from aura.data.sources import AnnotatedImage
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.sources import AnnotatedImage
 from aura.masks import encode_rle
 from aura.types import AmodalObject, Conversation, Turn
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.masks import encode_rle
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -16,18 +16,18 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from aura.chat.assistant import Assistant
 from aura.config import Config, DataSettings, ModelSettings, TrainSettings
 from aura.data.collate import collate
 from aura.data.processor import Processor
-from aura.inference import Assistant
 from aura.masks import encode_rle
 from aura.model import AuraModel
-from aura.model.build import build_model
 from aura.train.checkpoint import replaced_folder
 from aura.train.engine import start_process, trained_weights
 from aura.train.export import choose_checkpoint, read_trained
 from aura.train.trainer import Trainer
 from aura.types import AmodalObject, Conversation, Sample, Turn
+from aura.weights.build import build_model
 
 SIZE = 32
 MAIN = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "export.py"))["main"]

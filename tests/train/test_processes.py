@@ -16,9 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
-from aura.data.amodal_reason_seg import AmodalReasonSeg
 from aura.data.dataset import EpochSampler
-from aura.data.sources import AnnotatedImage
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.sources import AnnotatedImage
 from aura.masks import encode_rle
 from aura.model import AuraModel
 from aura.train.logs import read_log

@@ -9,10 +9,10 @@ from aura.config import Config, DataSettings, LoraSettings, ModelSettings, Train
 from aura.data.collate import collate
 from aura.losses import AuraCriterion
 from aura.model import AuraModel
-from aura.model.build import build_model
 from aura.model.quantize import unpacked
 from aura.train.checkpoint import export
 from aura.train.engine import Engine, start_process, trained_weights
+from aura.weights.build import build_model
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"

@@ -13,11 +13,11 @@ from PIL import Image
 from aura.config import Config, DataSettings, ModelSettings, TrainSettings
 from aura.masks import encode_rle
 from aura.model import AuraModel
-from aura.model.build import build_model
 from aura.train.engine import start_process
 from aura.train.logs import read_log
 from aura.train.trainer import Trainer
 from aura.types import AmodalObject, Conversation, Sample, Turn
+from aura.weights.build import build_model
 
 SIZE = 48
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from aura.datagen.annotators import Annotator
-from aura.datagen.store import Store
+from aura.datagen.store.annotators import Annotator
+from aura.datagen.store.store import Store
 
 SESSION_COOKIE = "aura_review"
 LOGIN_COOKIE = "aura_login"

@@ -15,14 +15,14 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from aura.datagen.checks import CheckSettings
+from aura.datagen.checks.rules import CheckSettings
 from aura.datagen.review import pictures, routes
 from aura.datagen.review.access import Access, own_page
 from aura.datagen.review.desk import Desk
 from aura.datagen.review.guard import Guard
 from aura.datagen.review.member import Foreign, Unknown, go, render
 from aura.datagen.settings import ProjectSettings
-from aura.datagen.store import Store
+from aura.datagen.store.store import Store
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 TEXT_FIELDS = ("question", "answer", "note")

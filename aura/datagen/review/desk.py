@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from aura.datagen.agreement import DECISIONS, Decision, PairText, same_text
-from aura.datagen.annotators import Annotator
-from aura.datagen.checks import CheckSettings, PairChecker
-from aura.datagen.pairs import Conflict, Pair
-from aura.datagen.queues import QueueItem
+from aura.datagen.checks.rules import CheckSettings, PairChecker
 from aura.datagen.records import PairDraft, PairProblem
-from aura.datagen.reviews import OUTCOMES, Draft, Task
-from aura.datagen.store import Store, StoredImage
+from aura.datagen.store.agreement import DECISIONS, Decision, PairText, same_text
+from aura.datagen.store.annotators import Annotator
+from aura.datagen.store.pairs import Conflict, Pair
+from aura.datagen.store.queues import QueueItem
+from aura.datagen.store.reviews import OUTCOMES, Draft, Task
+from aura.datagen.store.store import Store, StoredImage
 from aura.types import Turn
 
 QUEUE = 500

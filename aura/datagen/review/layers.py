@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from aura.drawing.typesetting import colour_of, draw_chip
+from aura.drawing.visualize import WHITE, Pixels
 from aura.masks import BoolMask, decode_rle
 from aura.types import AmodalObject
-from aura.typesetting import colour_of, draw_chip
-from aura.visualize import WHITE, Pixels
 
 LONGEST = 1024
 """Longer side of a layer in pixels, whatever the picture's size: outlines are as wide in small pictures as in large."""

@@ -11,10 +11,10 @@ from fastapi import Depends, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from aura.datagen.annotators import Annotator
 from aura.datagen.review.access import SESSION_COOKIE, Access
 from aura.datagen.review.desk import Desk
 from aura.datagen.review.views import clock
+from aura.datagen.store.annotators import Annotator
 
 LARGEST_ID = 2**63 - 1
 Id = Annotated[int, Path(ge=0, le=LARGEST_ID)]

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from aura.datagen.pairs import Conflict
 from aura.datagen.review.access import LOGIN_COOKIE, SESSION_COOKIE, SESSION_SECONDS, Access, own_page
 from aura.datagen.review.desk import Base, Collision, Typed, objects_of
 from aura.datagen.review.member import LARGEST_ID, Changing, Id, Member, Reading, fragment, go, not_found, render
@@ -23,6 +22,7 @@ from aura.datagen.review.views import (
     review_page,
     shown_text,
 )
+from aura.datagen.store.pairs import Conflict
 
 MAX_TEXT = 4000
 MAX_OBJECTS = 200

@@ -8,18 +8,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aura.datagen.agreement import Agreement, PairText
-from aura.datagen.annotators import Annotator
-from aura.datagen.facts import Facts
-from aura.datagen.pairs import Pair, PairVersion
-from aura.datagen.queues import AnnotatorProgress
+from aura.datagen.facts.facts import Facts
 from aura.datagen.records import PairProblem
 from aura.datagen.review.desk import Desk, Typed, View
-from aura.datagen.reviews import Verdict
-from aura.datagen.store import Status, Store
+from aura.datagen.store.agreement import Agreement, PairText
+from aura.datagen.store.annotators import Annotator
+from aura.datagen.store.pairs import Pair, PairVersion
+from aura.datagen.store.queues import AnnotatorProgress
+from aura.datagen.store.reviews import Verdict
+from aura.datagen.store.store import Status, Store
+from aura.drawing.typesetting import PALETTE, colour_of
+from aura.drawing.visualize import hidden_text
 from aura.types import SEG_TOKEN
-from aura.typesetting import PALETTE, colour_of
-from aura.visualize import hidden_text
 
 SPARE_LINKS = 2
 """Empty object fields below those in use, for marks that are added without JavaScript."""
@@ -91,7 +91,7 @@ class ShownProposal:
 def page_objects(facts: Facts, texts: Iterable[Sequence[int | None]]) -> tuple[ShownObject, ...]:
     """The objects of a picture, those that a text points at first: the first text's first mark has number 1.
 
-    Numbers and colours are then those of :mod:`aura.visualize`.
+    Numbers and colours are then those of :mod:`aura.drawing.visualize`.
     """
     linked = [number for text in texts for number in text]
     order = list(dict.fromkeys([number for number in linked if number in facts.ids] + list(facts.ids)))

@@ -14,11 +14,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from aura.data.sources import AnnotatedImage, with_occluders
-from aura.datagen.annotators import Annotator
 from aura.datagen.records import GenerationResult, PairDraft
 from aura.datagen.review.app import create_app
-from aura.datagen.store import ImageEntry, Recipe, Source, Store
+from aura.datagen.store.annotators import Annotator
+from aura.datagen.store.store import ImageEntry, Recipe, Source, Store
+from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
 from aura.types import AmodalObject
 

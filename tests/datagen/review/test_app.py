@@ -16,13 +16,13 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from aura.datagen.agreement import PairText, cohen_kappa
 from aura.datagen.review.app import create_app, is_loopback, serve
 from aura.datagen.review.layers import LONGEST, mask_layer
 from aura.datagen.settings import ProjectSettings, ReviewSettings, SourceSettings
+from aura.datagen.store.agreement import PairText, cohen_kappa
+from aura.drawing.typesetting import PALETTE
 from aura.masks import decode_rle, encode_rle
 from aura.types import AmodalObject
-from aura.typesetting import PALETTE
 
 from .conftest import BOOK, CUP, NAMES, Project, fields
 

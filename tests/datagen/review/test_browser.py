@@ -20,11 +20,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from aura.data.mini import write_mini
-from aura.data.pictures import load_backgrounds, load_cutouts
-from aura.datagen.pairs import Pair
-from aura.datagen.store import Store
-from aura.typesetting import PALETTE
+from aura.datagen.store.pairs import Pair
+from aura.datagen.store.store import Store
+from aura.drawing.typesetting import PALETTE
+from aura.mini.benchmark import write_mini
+from aura.mini.pictures import load_backgrounds, load_cutouts
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if CHROMIUM is None or DRIVER is None:

@@ -1,0 +1,351 @@
+"""Ask AURA about an image: :class:`Assistant`, and the conversation behind it.
+
+Legend: n ``[SEG]`` of an answer, H W pixels of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import Cache
+
+from aura.data.answers import AnswerText, object_names
+from aura.data.photos import open_photo
+from aura.data.processor import SETTINGS_FILE, Processor
+from aura.masks import encode_rle, mask_area, mask_to_bbox
+from aura.model import AuraModel, Generation
+from aura.model.configuration import DTYPES
+from aura.model.quantize import Quantization, check_kernels, check_quantization, quantization_config
+from aura.model.readout import decode_answers, encode_images
+from aura.targets import occlusion_rate
+from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
+
+ImageSource = str | Path | Image.Image | np.ndarray
+OnText = Callable[[str], None]
+
+
+class Assistant:
+    """A loaded AURA model that answers questions about images.
+
+    ::
+
+        assistant = Assistant.from_pretrained("runs/mini/export")
+        reply = assistant.ask("street.jpg", "What could I ride, and what is in the way?")
+        chat = assistant.conversation("street.jpg")
+        chat.ask("What could I ride?"), chat.ask("And what hides it?")
+
+    Args:
+        model: Put into evaluation mode.
+        processor: The one the model was trained with.
+        max_new_tokens: Longer answers are cut, and say so (``Reply.truncated``).
+
+    Raises:
+        ValueError: A model and a processor that disagree on ``[SEG]`` or on the image's tokens.
+    """
+
+    def __init__(self, model: AuraModel, processor: Processor, *, max_new_tokens: int = 256) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")
+        for name in ("seg_token_id", "eos_token_id", "image_token_id", "num_image_tokens"):
+            wanted, found = getattr(model.config, name), getattr(processor, name)
+            if wanted != found:
+                raise ValueError(
+                    f"the model's {name} is {wanted}, the processor's is {found}; they do not belong together"
+                )
+        self.model = model.train(False)
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        *,
+        quantize: Quantization = "none",
+        device_map: str | dict[str, Any] | None = None,
+        max_new_tokens: int = 256,
+    ) -> Assistant:
+        """Load an export folder, or the ``export`` of a run folder.
+
+        Args:
+            folder: What ``train_ds.py`` wrote: ``RUN/export``, or ``RUN`` itself.
+            device: Such as ``cuda:0``; by default the first GPU if there is one, else the CPU.
+            dtype: ``fp32``, ``bf16`` or ``fp16`` for the language model (SAM and the mask decoders always compute in
+                fp32); by default fp32 on a CPU, and on a GPU bf16 where it can, else fp16.
+            quantize: ``int8`` or ``int4``: the language model's linear layers in so many bits (needs bitsandbytes).
+            device_map: Spread the model over several devices instead of ``device``: ``auto``, or parts to devices, as
+                Accelerate understands it. Layers of the language model may lie on the CPU or the disk, other parts
+                may not lie on the disk, nor on the CPU beside a GPU.
+            max_new_tokens: As for the class.
+
+        Raises:
+            ValueError: No export there, an incomplete one, a device or dtype this machine does not have, or
+                quantisation without bitsandbytes.
+        """
+        export = find_export(folder)
+        if device_map is not None and device is not None:
+            raise ValueError(f"give either device ({device}) or device_map ({device_map}), not both")
+        place = _device(device)
+        kind = _dtype(dtype, place)
+        check_quantization(quantize, place)
+        options: dict[str, Any] = {"dtype": kind, "output_loading_info": True}
+        if device_map is not None or quantize != "none":
+            options["device_map"] = {"": place} if device_map is None else device_map
+            options["quantization_config"] = quantization_config(quantize, kind)
+        try:
+            model, info = AuraModel.from_pretrained(export, **options)
+        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{export} cannot be loaded ({reason}); export the run again") from error
+        if missing := sorted(info["missing_keys"]):
+            # Silently random parts are the commonest cause of blank masks.
+            raise ValueError(f"{export} lacks {len(missing)} weights, such as {missing[0]}; export the run again")
+        check_kernels(model)
+        if "device_map" in options:
+            _check_spread(model)
+        else:
+            model = model.to(place)
+        return cls(model, Processor.from_pretrained(export), max_new_tokens=max_new_tokens)
+
+    def ask(self, image: ImageSource, question: str, on_text: OnText | None = None) -> Reply:
+        """Answer one question about one image.
+
+        Args:
+            image: File, PIL image, or array (see :func:`aura.data.photos.open_photo`).
+            question: In the user's words.
+            on_text: Called with each new piece of the answer while it is written; the pieces joined are ``Reply.text``.
+
+        Raises:
+            ValueError: An image that cannot be read, or a question that is empty or too long.
+        """
+        return self.conversation(image).ask(question, on_text)
+
+    def conversation(self, image: ImageSource) -> ChatSession:
+        """A conversation of several rounds about one image, which is encoded here, once; errors as :meth:`ask`."""
+        inputs = self.processor.image(open_photo(image))
+        (features,) = encode_images(self.model, [inputs])
+        return ChatSession(self.model, self.processor, features, inputs.geometry, inputs.pil, self.max_new_tokens)
+
+
+class ChatSession:
+    """The state of one conversation: the image's features, the tokens so far, and the key-value cache over them.
+
+    Args:
+        model: In evaluation mode.
+        processor: Writes prompts and reads answers.
+        features: The frozen encoders' outputs for the image (B = 1).
+        geometry: How the image lies in SAM's square.
+        image: RGB, upright; what the masks refer to.
+        max_new_tokens: Most tokens of one answer.
+    """
+
+    def __init__(
+        self,
+        model: AuraModel,
+        processor: Processor,
+        features: ImageFeatures,
+        geometry: ImageGeometry,
+        image: Image.Image | None = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.features, self.geometry, self.image = features, geometry, image
+        self.max_new_tokens = max_new_tokens
+        self.turns: list[tuple[str, Reply]] = []
+        self._ids: list[int] = []  # the whole conversation, without the </s> of its last answer
+        self._cache: Cache | None = None
+
+    def reset(self) -> None:
+        """Forget the questions and answers, keep the image."""
+        self.turns, self._ids, self._cache = [], [], None
+
+    def ask(self, question: str, on_text: OnText | None = None) -> Reply:
+        """Answer the next question; arguments and errors as :meth:`Assistant.ask`.
+
+        Whatever interrupts it (also Ctrl-C) leaves the conversation as it was before the question.
+        """
+        question = self.processor.defuse(question)
+        new = self.processor.followup(question, closed=False) if self._ids else self.processor.start_prompt(question)
+        ids = [*self._ids, *new]
+        # Tokens of the conversation that the model has not read yet: the question, and whatever ended the last answer.
+        seen = self._cache.get_seq_length() if self._cache is not None else 0
+        room = self._room_after(ids)
+        # The cache grows in place, and an interruption may leave its layers unequal: it counts again once all is done.
+        cache, self._cache = self._cache, None
+        generation, text = generate(
+            self.model,
+            self.processor,
+            ids[seen:],
+            self.features if seen == 0 else None,
+            past_key_values=cache,
+            max_new_tokens=min(self.max_new_tokens, room),
+            on_text=on_text,
+        )
+        reply = read_reply(self.model, generation, text, self.features.sam_embeddings, self.geometry)
+        self._cache = generation.past_key_values
+        answer = generation.token_ids
+        self._ids = ids + (answer if generation.truncated else answer[:-1])
+        self.turns.append((question, reply))
+        return reply
+
+    def _room_after(self, ids: list[int]) -> int:
+        limit = int(self.model.config.get_text_config().max_position_embeddings)
+        if len(ids) >= limit:
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens with this question, and the model reads at most {limit}; "
+                "start a new one (/reset)"
+            )
+        return limit - len(ids)
+
+
+def generate(
+    model: AuraModel,
+    processor: Processor,
+    token_ids: list[int],
+    features: ImageFeatures | None,
+    *,
+    past_key_values: Cache | None = None,
+    max_new_tokens: int = 256,
+    on_text: OnText | None = None,
+) -> tuple[Generation, str]:
+    """Write one answer, and its text.
+
+    Args:
+        model: In evaluation mode.
+        processor: Whose tokenizer to use.
+        token_ids: What the cache does not hold yet, image placeholders expanded.
+        features: Those of the image (B = 1) when ``token_ids`` hold it, else ``None``.
+        past_key_values: Cache of the conversation so far, extended in place.
+        max_new_tokens: Most tokens of the answer.
+        on_text: Called with each new piece of text.
+    """
+    text = AnswerText(processor.tokenizer, processor.seg_token_id)
+
+    def on_token(token_id: int) -> None:
+        piece = text.push(token_id)
+        if piece and on_text is not None:
+            on_text(piece)
+
+    generation = model.generate_answer(
+        torch.tensor([token_ids], device=model.device),
+        clip_features=None if features is None else features.clip_features,
+        past_key_values=past_key_values,
+        max_new_tokens=max_new_tokens,
+        on_token=on_token,
+    )
+    return generation, text.text
+
+
+def read_reply(
+    model: AuraModel, generation: Generation, text: str, sam_embeddings: torch.Tensor, geometry: ImageGeometry
+) -> Reply:
+    """Decode the masks of a generated answer.
+
+    Args:
+        model: In evaluation mode.
+        generation: The answer, with its n ``[SEG]`` states.
+        text: The answer's text, with n ``[SEG]`` marks.
+        sam_embeddings: SAM's features of the image (B = 1).
+        geometry: How the image lies in SAM's square.
+    """
+    names = object_names(text)
+    states = generation.seg_hidden
+    assert len(names) == len(states), f"{len(names)} {SEG_TOKEN} marks but {len(states)} states: {text!r}"
+    masks = decode_answers(model, states, sam_embeddings, geometry)
+    objects = []
+    for name, (visible, amodal, rate) in zip(names, masks, strict=True):
+        if rate is None and visible is not None and amodal is not None:
+            rate = float(occlusion_rate(visible & amodal, amodal))
+        objects.append(ReplyObject(name, visible, amodal, rate))
+    return Reply(text, tuple(objects), generation.truncated)
+
+
+def reply_record(reply: Reply) -> dict[str, Any]:
+    """A reply as JSON can hold it: masks as COCO RLE, boxes [x, y, width, height] and areas in pixels.
+
+    ``bbox`` and ``area`` are the amodal mask's, as in COCOA-cls. Null stands for what the model does not predict.
+    """
+
+    def of(mask: np.ndarray | None, measure: Callable[[np.ndarray], Any]) -> Any:
+        return None if mask is None else measure(mask)
+
+    return {
+        "text": reply.text,
+        "truncated": reply.truncated,
+        "objects": [
+            {
+                "name": obj.name,
+                "occlusion_rate": obj.occlusion_rate,
+                "visible": of(obj.visible, encode_rle),
+                "amodal": of(obj.amodal, encode_rle),
+                "visible_bbox": of(obj.visible, mask_to_bbox),
+                "bbox": of(obj.amodal, mask_to_bbox),
+                "visible_area": of(obj.visible, mask_area),
+                "area": of(obj.amodal, mask_area),
+            }
+            for obj in reply.objects
+        ],
+    }
+
+
+def find_export(folder: str | Path) -> Path:
+    """The export in ``folder``: itself, or its ``export``; ValueError says what is wrong."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"the checkpoint folder {folder} does not exist; give a run folder or its export")
+    for candidate in (folder, folder / "export"):
+        if (candidate / SETTINGS_FILE).is_file():
+            if not (candidate / "config.json").is_file():
+                raise ValueError(f"{candidate} has no config.json; export the run again")
+            return candidate
+    raise ValueError(
+        f"neither {folder} nor {folder / 'export'} is an AURA export ({SETTINGS_FILE} is missing); "
+        "give the folder of a finished run"
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def _check_spread(model: AuraModel) -> None:
+    """Refuse a device map whose offloaded parts are read other than by their own ``forward``, which alone fetches them.
+
+    Raises:
+        ValueError: With the parts.
+    """
+    places = {name: str(place) for name, place in (getattr(model, "hf_device_map", None) or {}).items()}
+    on_gpu = any(place not in ("cpu", "disk", "meta") for place in places.values())
+    away = {"disk", "meta"} | ({"cpu"} if on_gpu else set())
+    if wrong := [name for name, place in places.items() if place in away and ".layers." not in name]:
+        raise ValueError(
+            f"the device map leaves {', '.join(wrong)} outside the GPUs, where only layers of the language model may "
+            "lie; quantise the model (int4), use more GPUs, or run it on the CPU"
+        )
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None or dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]

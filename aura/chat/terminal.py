@@ -1,0 +1,257 @@
+"""A conversation about an image in the terminal: streamed answers, a table of the objects, an overlay per answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aura.chat.assistant import Assistant, ChatSession, reply_record
+from aura.data.photos import open_photo
+from aura.drawing.visualize import colour_of, overlay
+from aura.files import write_bytes, write_json
+from aura.types import Reply, ReplyObject
+
+OVERLAY_SIDE = 2048
+"""Overlays of larger images are this long, in pixels: drawing a photograph at full size takes gigabytes."""
+
+COMMANDS = {
+    "/image FILE": "talk about another image",
+    "/reset": "forget the conversation, keep the image",
+    "/save [FILE]": "write the conversation with all masks as JSON",
+    "/help": "show this list",
+    "/quit": "leave (or Ctrl-D)",
+}
+
+
+class Terminal:
+    """Questions in, answers out. Programs read ``stdout`` (``as_json``), people read the rest.
+
+    Args:
+        assistant: Answers.
+        out: Folder for the overlays and saved conversations; made when needed.
+        as_json: Print one JSON object per answer on stdout, and everything else on stderr.
+        image: File to start with.
+    """
+
+    def __init__(self, assistant: Assistant, out: Path, *, as_json: bool = False, image: Path | None = None) -> None:
+        self.assistant, self.out, self.as_json = assistant, out, as_json
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self.path: Path | None = None
+        self.session: ChatSession | None = None
+        self.records: list[dict[str, Any]] = []  # of this conversation
+        self.answered = 0  # in all conversations
+        if image is not None:
+            self.open(image)
+
+    # --- what a user can do -------------------------------------------------------------------------------------------
+
+    def open(self, path: Path) -> None:
+        """Start a conversation about an image file; ValueError if it cannot be read (the old one then goes on)."""
+        photo = open_photo(path)
+        with self._busy("looking at the image"):
+            session = self.assistant.conversation(photo)
+        self.path, self.session, self.records = path, session, []
+        self._say(f"{path} ({photo.width} x {photo.height} pixels)", style="dim")
+
+    def ask(self, question: str) -> dict[str, Any]:
+        """Answer one question; returns what ``as_json`` prints. ValueError if it cannot be asked."""
+        if self.session is None or self.session.image is None:
+            raise ValueError("there is no image to talk about; give one with /image FILE")
+        reply = self.session.ask(question, None if self.as_json else self._stream)
+        self.answered += 1
+        path = self.out / f"{self.path.stem if self.path else 'image'}_{self.answered:02d}.png"
+        write_bytes(path, draw_reply(self.session.image, self.session.turns[-1][0], reply))
+        record = {
+            "image": str(self.path),
+            "width": self.session.image.width,
+            "height": self.session.image.height,
+            "turn": len(self.session.turns),
+            "question": question,
+            **reply_record(reply),
+            "overlay": str(path),
+        }
+        self.records.append(record)
+        if self.as_json:
+            print(json.dumps(record, allow_nan=False), flush=True)
+        else:
+            self._show(reply, self.session.image, path)
+        return record
+
+    def command(self, line: str) -> bool:
+        """Obey ``/something``; False ends the conversation. ValueError says what was wrong."""
+        name, _, argument = line.strip().partition(" ")
+        argument = _unquote(argument)
+        if name in ("/quit", "/exit"):
+            return False
+        if name == "/image":
+            if not argument:
+                raise ValueError("/image needs a file: /image photo.jpg")
+            self.open(Path(argument).expanduser())
+        elif name == "/reset":
+            self.records = []
+            if self.session is not None:
+                self.session.reset()
+            self._say("a new conversation about the same image")
+        elif name == "/save":
+            self._say(f"saved {self.save(Path(argument).expanduser() if argument else None)}")
+        elif name == "/help":
+            for usage, meaning in COMMANDS.items():
+                self._say(f"  {usage:14}{meaning}")
+        else:
+            raise ValueError(f"there is no command {name}; /help lists them")
+        return True
+
+    def save(self, path: Path | None = None) -> Path:
+        """Write the conversation so far as JSON, ``OUT/conversation.json`` by default."""
+        if not self.records:
+            raise ValueError("there is nothing to save yet; ask something first")
+        path = self.out / "conversation.json" if path is None else path
+        shared = ("image", "width", "height")
+        turns = [{key: value for key, value in record.items() if key not in shared} for record in self.records]
+        write_json(path, {**{key: self.records[0][key] for key in shared}, "turns": turns}, indent=1)
+        return path
+
+    # --- how a conversation runs --------------------------------------------------------------------------------------
+
+    def ask_all(self, questions: Iterable[str]) -> int:
+        """Ask one after the other, as rounds of one conversation; returns 0, ValueError from the first that fails."""
+        for question in questions:
+            self._say(f"> {question}", style="bold")
+            self.ask(question)
+        return 0
+
+    def talk(self) -> int:
+        """Read questions and commands until the end; returns the exit code (2 if a program's line failed)."""
+        typed = sys.stdin.isatty()
+        if typed:
+            with suppress(ImportError):  # line editing and history, where Python has them
+                import readline  # noqa: F401
+            self._say("Ask about the image. /help lists the commands, /quit ends.", style="dim")
+        failed = False
+        while True:
+            try:
+                line = self._read("> " if self.session else "image file: ", typed)
+                if line is None or not self._obey(line):
+                    break
+            except (ValueError, OSError) as error:
+                failed = True
+                self._say(str(error), style="red")
+            except KeyboardInterrupt:
+                self._say("\nstopped and forgotten; /quit or Ctrl-D ends", style="yellow")
+        return 2 if failed and not typed else 0
+
+    def _obey(self, line: str) -> bool:
+        line = line.strip()
+        if line.startswith("/") and not (self.session is None and Path(line).is_file()):
+            return self.command(line)
+        if line and self.session is None:
+            return self.command(f"/image {line}")
+        if line:
+            self.ask(line)
+        return True
+
+    def _read(self, prompt: str, typed: bool) -> str | None:
+        """The next line, ``None`` at the end."""
+        if not typed:
+            return sys.stdin.readline() or None
+        try:
+            if not self.as_json:
+                return input(prompt)
+            self.console.print(prompt, end="")  # input() would write it to stdout
+            return input()
+        except EOFError:
+            self._say("")
+            return None
+
+    # --- what a person sees -------------------------------------------------------------------------------------------
+
+    def _show(self, reply: Reply, image: Image.Image, path: Path) -> None:
+        self._say("")
+        if reply.truncated:
+            self._say("(cut: the answer reached its longest allowed length, see --max-new-tokens)", style="yellow")
+        if reply.objects:
+            self.console.print(objects_table(reply, image.width * image.height))
+        else:
+            self._say("(the answer points at no object)", style="dim")
+        self._say(f"overlay: {path}", style="dim")
+
+    def _stream(self, piece: str) -> None:
+        self.console.print(Text(_printable(piece)), end="")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self.console.print(Text(_printable(text), style=style or ""))
+
+    def _busy(self, what: str) -> Any:
+        return self.console.status(what)
+
+
+def objects_table(reply: Reply, pixels: int) -> Table:
+    """One row per object: its colour in the overlay, name, occlusion rate, and areas in pixels and % of the image."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "object"):
+        table.add_column(title)
+    for title in ("occluded", "visible px", "%", "amodal px", "%"):
+        table.add_column(title, justify="right")
+    for index, obj in enumerate(reply.objects):
+        areas = [None if mask is None else int(mask.sum()) for mask in (obj.visible, obj.amodal)]
+        rate = "–" if obj.occlusion_rate is None else f"{obj.occlusion_rate:.0%}"
+        table.add_row(
+            Text(f"██ {index + 1}", style="rgb({},{},{})".format(*colour_of(index).rgb)),
+            Text(_printable(obj.name)),
+            rate,
+            *(
+                cell
+                for area in areas
+                for cell in (("–", "–") if area is None else (f"{area:,}", f"{area / pixels:.1%}"))
+            ),
+        )
+    return table
+
+
+def _printable(text: str) -> str:
+    """Text alone: a model may write anything, and a terminal obeys control characters."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
+def draw_reply(image: Image.Image, question: str, reply: Reply) -> bytes:
+    """The overlay of one answer as a PNG file's bytes."""
+    objects = list(reply.objects)
+    if max(image.size) > OVERLAY_SIDE:
+        image = image.copy()
+        image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+        objects = [_shrink(obj, image.size) for obj in objects]
+    file = io.BytesIO()
+    overlay(image, objects, title=f"{question} {reply.text}").save(file, "png")
+    return file.getvalue()
+
+
+def _shrink(obj: ReplyObject, size: tuple[int, int]) -> ReplyObject:
+    visible, amodal = (
+        None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        for mask in (obj.visible, obj.amodal)
+    )
+    return dataclasses.replace(obj, visible=visible, amodal=amodal)
+
+
+def _unquote(argument: str) -> str:
+    """A path as typed, or as a file manager pastes it: quoted, or with escaped spaces."""
+    argument = argument.strip()
+    if not argument or Path(argument).expanduser().exists():
+        return argument
+    try:
+        return " ".join(shlex.split(argument))
+    except ValueError:
+        return argument

@@ -1,0 +1,1 @@
+"""Questions and answers from annotations alone, without any service. Open ``generator.py`` first."""

@@ -1,0 +1,222 @@
+"""An AURA model against a data set, under a named protocol (see :mod:`aura.evaluation.scoring`).
+
+``teacher_forced`` reads the true answers and decodes a mask for each of their ``[SEG]``, as LISA's evaluation does: one
+packed forward pass per image. The two generated protocols let the model write every answer itself, greedily; an answer
+in a later turn follows the **true** history of its conversation, so that each answer is judged by itself. Masks are
+resampled to the image's size and cut at logit 0.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from aura.config import Protocol
+from aura.data.collate import collate
+from aura.data.conversations import TokenizedConversation
+from aura.data.feature_cache import FeatureCache
+from aura.data.images import sam_geometry
+from aura.data.processor import Processor
+from aura.evaluation.ranks import gather, rank_and_world
+from aura.evaluation.report import Report
+from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
+from aura.model import AuraModel
+from aura.model.readout import decode_answers, encode_images, read_masks
+from aura.types import ImageFeatures, MaskPair, Sample
+
+__all__ = ["Prediction", "Report", "evaluate", "evaluate_all", "load_predictions", "predict", "score"]
+
+Answers = dict[TurnKey, PredictedAnswer]
+Observer = Callable[[Sample, Mapping[TurnKey, PredictedAnswer]], None]
+
+
+def evaluate(
+    model: AuraModel, processor: Processor, dataset: Sequence[Sample], protocol: Protocol, **options: Any
+) -> Report:
+    """Score ``model`` on ``dataset`` under one protocol; the options are those of :func:`evaluate_all`."""
+    return dict(evaluate_all(model, processor, dataset, [protocol], **options))[protocol]
+
+
+def evaluate_all(
+    model: AuraModel,
+    processor: Processor,
+    dataset: Sequence[Sample],
+    protocols: Sequence[Protocol],
+    *,
+    cache: FeatureCache | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    max_new_tokens: int = 256,
+    progress: bool = True,
+    name: str = "AURA",
+    observers: Sequence[Observer] = (),
+) -> Iterator[tuple[Protocol, Report]]:
+    """Score ``model`` on ``dataset`` under each protocol; what the model writes itself serves both that judge it.
+
+    Each report comes as soon as it is there, so that it can be kept whatever becomes of the rest.
+
+    Where ``torch.distributed`` is initialised, each rank evaluates its own slice of the images, no image twice, and
+    every rank returns the report of all. The model is put in evaluation mode and back.
+
+    Args:
+        model: On the device to use.
+        processor: The one it was trained with.
+        dataset: Samples; those without a conversation are left out.
+        protocols: Some of ``teacher_forced``, ``generated_order`` and ``generated_matched``.
+        cache: The frozen encoders' outputs; missing ones are computed and stored.
+        limit: Take the first so many images; ``None`` takes all.
+        batch_size: Images per forward pass (``teacher_forced``) or per encoder pass.
+        max_new_tokens: Longest generated answer; it is cut there.
+        progress: Show a progress bar on rank 0.
+        name: The model's row in tables.
+        observers: Each is called with each image of this rank and its answers under the last protocol.
+
+    Raises:
+        ValueError: No image to evaluate, or a sample that the processor refuses; the message names it.
+    """
+    rank, world = rank_and_world()
+    chosen = [sample for sample in dataset if sample.conversations][:limit]
+    if not chosen:
+        raise ValueError("there is no image with a conversation to evaluate; check the data file and the limit")
+    mine = chosen[rank::world]
+    # ZeRO 3 needs every rank in every forward pass: who has an image less than others repeats one and drops the result.
+    padding = chosen[: -(-len(chosen) // world) - len(mine)]
+    hidden = not progress or rank > 0
+    for read in dict.fromkeys(protocol == "teacher_forced" for protocol in protocols):
+        same = [protocol for protocol in protocols if (protocol == "teacher_forced") == read]
+        scorers = [Scorer(protocol, model.config.masks) for protocol in same]
+        predicted = predict(
+            model,
+            processor,
+            [*mine, *padding],
+            same[0],
+            cache=cache,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+        bar = tqdm(predicted, total=len(mine), desc=", ".join(same), unit="image", disable=hidden, leave=False)
+        for number, (sample, answers) in enumerate(bar):
+            if number < len(mine):
+                for scorer in scorers:
+                    scorer.add(sample, answers)
+                for observe in observers if protocols[-1] in same else ():
+                    observe(sample, answers)
+        for protocol, scorer in zip(same, scorers, strict=True):
+            yield protocol, Report.merge(protocol, gather(scorer.report(name)), name)
+
+
+@torch.no_grad()
+def predict(
+    model: AuraModel,
+    processor: Processor,
+    samples: Sequence[Sample],
+    protocol: Protocol,
+    *,
+    cache: FeatureCache | None = None,
+    batch_size: int = 1,
+    max_new_tokens: int = 256,
+) -> Iterator[tuple[Sample, Answers]]:
+    """Each sample (with at least one conversation) and the model's answers; arguments as in :func:`evaluate`."""
+    was_training = model.training
+    model.train(False)
+    try:
+        for start in range(0, len(samples), batch_size):
+            part = samples[start : start + batch_size]
+            features = encode(model, processor, part, cache)
+            if protocol == "teacher_forced":
+                yield from zip(part, _read_answers(model, processor, part, features), strict=True)
+            else:
+                for sample, feature in zip(part, features, strict=True):
+                    yield sample, _write_answers(model, processor, sample, feature, max_new_tokens)
+    finally:
+        model.train(was_training)
+
+
+def open_cache(root: str | Path | None, model: AuraModel, processor: Processor) -> FeatureCache | None:
+    """The cache for exactly these encoders and this preprocessing; ``None`` if ``root`` is."""
+    if root is None:
+        return None
+    return FeatureCache(root, model.encoder_fingerprint() + processor.image_fingerprint())
+
+
+def encode(
+    model: AuraModel, processor: Processor, samples: Sequence[Sample], cache: FeatureCache | None = None
+) -> list[ImageFeatures]:
+    """The frozen encoders' outputs of each image (B = 1), from the cache where it has them."""
+    features = [cache.load(sample.image_path) if cache else None for sample in samples]
+    missing = [i for i, found in enumerate(features) if found is None]
+    if missing:
+        images = [processor.image(samples[i].image_path, f"image {samples[i].image_id}: ") for i in missing]
+        for i, one in zip(missing, encode_images(model, images), strict=True):
+            features[i] = cache.store(samples[i].image_path, one) if cache else one
+    return [
+        ImageFeatures(found.sam_embeddings.to(model.device), found.clip_features.to(model.device))
+        for found in features
+        if found is not None
+    ]
+
+
+def _read_answers(
+    model: AuraModel, processor: Processor, samples: Sequence[Sample], features: Sequence[ImageFeatures]
+) -> list[Answers]:
+    """Masks for the ``[SEG]`` of the true answers. The number of ``[SEG]`` is what the model itself would have put."""
+    processed = [processor(sample, found) for sample, found in zip(samples, features, strict=True)]
+    batch = collate(processed).to(model.device)
+    output = model(batch)
+
+    turns = [key for p in processed for c in p.conversations for key in _supervised_turns(c)]
+    written = (output.text_logits.argmax(-1) == processor.seg_token_id).tolist()
+    counts = Counter(key for key, is_seg in zip(turns, written, strict=True) if is_seg)
+    answers: list[Answers] = []
+    for b, (sample, p) in enumerate(zip(samples, processed, strict=True)):
+        rows = [n for n, image in enumerate(batch.seg_image.tolist()) if image == b]
+        masks = read_masks(output, rows, p.geometry)
+        found: dict[TurnKey, dict[int, MaskPair]] = {
+            (c.id, number): {} for c in sample.conversations for number in range(len(c.turns))
+        }
+        for row, pair in zip(rows, masks, strict=True):
+            record = batch.records[row]
+            found[record.conversation_id, record.turn][record.index] = pair
+        answers.append({key: PredictedAnswer(pairs, counts[key]) for key, pairs in found.items()})
+    return answers
+
+
+def _write_answers(
+    model: AuraModel, processor: Processor, sample: Sample, features: ImageFeatures, max_new_tokens: int
+) -> Answers:
+    """The model's own answer to every question about one image, all generated together."""
+    prompts: dict[TurnKey, list[int]] = {}
+    for conversation in sample.conversations:
+        tokens = processor.conversation(conversation, sample.image_id)
+        starts = answer_starts(tokens)
+        prompts |= {(conversation.id, turn): tokens.input_ids[:start] for turn, start in enumerate(starts)}
+    generations = model.generate_answers(
+        list(prompts.values()), clip_features=features.clip_features, max_new_tokens=max_new_tokens
+    )
+    states = torch.cat([g.seg_hidden for g in generations])
+    geometry = sam_geometry(sample.height, sample.width, processor.sam_image_size)
+    masks = decode_answers(model, states, features.sam_embeddings, geometry)
+    answers: Answers = {}
+    for key, generation in zip(prompts, generations, strict=True):
+        count = len(generation.seg_hidden)
+        pairs = {index: next(masks) for index in range(count)}
+        answers[key] = PredictedAnswer(pairs, count, processor.decode(generation.token_ids))
+    return answers
+
+
+def answer_starts(tokens: TokenizedConversation) -> list[int]:
+    """Position of each answer's first token. Answers never touch: a question stands between them."""
+    mask = tokens.target_mask
+    return [at for at, supervised in enumerate(mask) if supervised and not (at and mask[at - 1])]
+
+
+def _supervised_turns(tokens: TokenizedConversation) -> Iterator[TurnKey]:
+    """Conversation and turn of each supervised token, in order."""
+    starts = answer_starts(tokens)
+    return ((tokens.id, bisect_right(starts, at) - 1) for at, supervised in enumerate(tokens.target_mask) if supervised)

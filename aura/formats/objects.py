@@ -1,0 +1,115 @@
+"""An annotation's masks as an object: read in any notation, checked against each other, put right where they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from aura.formats.layouts import Layout, Tell
+from aura.formats.occlusion import intersections
+from aura.formats.reading import RecordReader
+from aura.masks import rle_bbox
+from aura.types import AmodalObject, Rle
+
+MAX_STRAY_FRACTION = 0.01
+"""Visible pixels outside the amodal mask, as a fraction of the visible ones, that are repaired instead of refused."""
+RATE_TOLERANCE = 1e-3
+AREA_TOLERANCE, MIN_AREA_TOLERANCE = 0.02, 16
+BOX_TOLERANCE = 2.0
+"""How far a file's figures may be from its masks before a note tells: polygons are drawn between pixels."""
+
+
+def encode_masks(masks: Sequence[np.ndarray]) -> list[Rle]:
+    """Bool [H, W] masks to RLEs with text counts, all in one call."""
+    rles = mask_util.encode(np.asfortranarray(np.stack(masks, axis=-1).astype(np.uint8)))
+    return [{"size": list(r["size"]), "counts": r["counts"].decode("ascii")} for r in rles]
+
+
+def object_of(
+    reader: RecordReader,
+    annotation: dict[str, Any],
+    where: str,
+    size: tuple[int, int],
+    name: tuple[str, str],
+    layout: Layout,
+    note: Tell,
+) -> AmodalObject | None:
+    """The object of an annotation; ``None``, with a note, if it is a crowd or there is nothing to see of it."""
+    if annotation.get("iscrowd"):
+        note(where, "left out: a crowd has no amodal mask")
+        return None
+    amodal = reader.mask(annotation.get(layout.amodal), size, f"{where}: {layout.amodal}")
+    if amodal is None:
+        raise reader.error(where, f"'{layout.amodal}' (the amodal mask) is missing; add it")
+    visible = reader.mask(annotation.get(layout.visible), size, f"{where}: {layout.visible}")
+    invisible = None
+    if layout.invisible is not None:
+        invisible = reader.mask(annotation.get(layout.invisible), size, f"{where}: {layout.invisible}")
+    if visible is None:
+        if invisible is None and _stated_rate(annotation) > RATE_TOLERANCE:
+            raise reader.error(
+                where,
+                f"'occlude_rate' is {annotation['occlude_rate']} but there is no visible or invisible mask; add it",
+            )
+        visible = amodal if invisible is None else _minus(amodal, invisible)
+    area, seen = area_of(amodal), area_of(visible)
+    if not area or not seen:
+        note(where, f"left out: its {'visible' if area else 'amodal'} mask is empty, there is nothing to point at")
+        return None
+    inside = int(intersections([visible], [amodal])[0, 0])
+    if inside < seen:
+        if seen - inside > MAX_STRAY_FRACTION * seen:
+            raise reader.error(
+                where, f"{seen - inside} of {seen} visible pixels lie outside the amodal mask; correct one of the masks"
+            )
+        note(where, f"{seen - inside} of {seen} visible pixels lay outside the amodal mask; they were cut off")
+        visible, seen = mask_util.merge([visible, amodal], intersect=True), inside
+        visible = {"size": list(visible["size"]), "counts": visible["counts"].decode("ascii")}
+    if invisible is not None:
+        _check_invisible(reader, where, amodal, visible, invisible)
+    for what in _wrong_figures(annotation, layout, amodal, 1.0 - seen / area):
+        note(where, f"{what}; computed from the masks")
+    return AmodalObject(annotation["id"], name[0], visible, amodal, 1.0 - seen / area, supercategory=name[1])
+
+
+def _stated_rate(annotation: Mapping[str, Any]) -> float:
+    value = annotation.get("occlude_rate")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _wrong_figures(annotation: Mapping[str, Any], layout: Layout, amodal: Rle, rate: float) -> Iterator[str]:
+    """What the file says about an object and its masks deny."""
+    if "occlude_rate" in annotation and not abs(_stated_rate(annotation) - rate) <= RATE_TOLERANCE:
+        yield f"'occlude_rate' was {annotation['occlude_rate']!r:.20} instead of {rate:.4f}"
+    area, stated = area_of(amodal), annotation.get("area")
+    if isinstance(stated, int | float) and not abs(stated - area) <= max(AREA_TOLERANCE * area, MIN_AREA_TOLERANCE):
+        yield f"'area' was {stated} instead of {area}"
+    box, right = annotation.get(layout.bbox), rle_bbox(amodal)
+    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+    if is_box and not max(abs(a - b) for a, b in zip(box or (), right, strict=True)) <= BOX_TOLERANCE:
+        yield f"'{layout.bbox}' was {box} instead of {right} (the amodal mask's x, y, width, height)"
+
+
+def _check_invisible(reader: RecordReader, where: str, amodal: Rle, visible: Rle, invisible: Rle) -> None:
+    """amodal minus visible must be the invisible mask, up to the stray pixels allowed above."""
+    area, hidden = area_of(amodal), area_of(invisible)
+    both = int(intersections([visible], [invisible])[0, 0])
+    outside = hidden - int(intersections([invisible], [amodal])[0, 0])
+    missing = area - area_of(visible) - (hidden - both - outside)
+    if both + outside + abs(missing) > MAX_STRAY_FRACTION * area:
+        raise reader.error(
+            where,
+            f"'invisible_mask' is not amodal minus visible ({both} pixels are also visible, {outside} outside the "
+            f"amodal mask, {missing} in neither); correct the masks, or leave 'invisible_mask' out",
+        )
+
+
+def area_of(rle: Rle) -> int:
+    return int(mask_util.area(rle))
+
+
+def _minus(amodal: Rle, invisible: Rle) -> Rle:
+    return encode_masks([mask_util.decode(amodal).astype(bool) & ~mask_util.decode(invisible).astype(bool)])[0]

@@ -1,0 +1,327 @@
+"""Projects on every layout that is known, and through the batch endpoint, by the commands that a user types."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from aura.datagen.settings import SourceSettings
+from aura.datagen.store.store import Store
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.layouts import LAYOUTS
+from tests.datagen.api_server import SEG, ApiServer, completion, pairs_for
+from tests.scripts import test_prepare_cocoa as layouts
+from tests.scripts.test_build_dataset import write_source
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "build_dataset.py"
+
+
+@pytest.fixture(scope="module")
+def build():
+    return runpy.run_path(str(SCRIPT))["main"]
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """Writes a configuration; returns the option that names it."""
+
+    def make(*sources: dict, **changes) -> str:
+        settings = {
+            "project": str(tmp_path / "project"),
+            "sources": list(sources),
+            "generator": {"kind": "offline", "pairs_per_image": 4},
+            "export": {"out": str(tmp_path / "out"), "version": "1"},
+            **changes,
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        return f"--config={tmp_path / 'config.yaml'}"
+
+    return make
+
+
+def store_of(tmp_path) -> Store:
+    return Store.open(tmp_path / "project" / "project.sqlite")
+
+
+def accept_all(tmp_path) -> None:
+    with store_of(tmp_path) as store:
+        for name in ("Ann", "Bo"):
+            store.reviews.add_annotator(name)
+        for annotator in store.reviews.annotators():
+            while item := store.reviews.next(annotator):
+                store.reviews.submit(annotator, item.pair_id, "accept", version=store.pair(item.pair_id).version)
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path):
+    """``place("KINS 2019", "train")``: its file and pictures; the source that names them."""
+
+    def write(name: str, split: str, **changes) -> dict:
+        content = layouts.LAYOUTS[name][0]()
+        folder = tmp_path / split
+        folder.mkdir()
+        for image in content["images"]:
+            pixels = np.zeros((layouts.H, layouts.W, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / image["file_name"])
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        return {"annotations": str(tmp_path / f"{split}.json"), "images": str(folder), "split": split, **changes}
+
+    return write
+
+
+def test_the_settings_know_every_layout():
+    (names, _) = get_args(get_type_hints(SourceSettings)["layout"])
+    assert set(get_args(names)) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize("stated", [False, True])
+def test_every_layout_becomes_a_release(build, configure, place, tmp_path, capsys, name, stated):
+    option = configure(place(name, "train", **({"layout": name} if stated else {})))
+    assert build(["init", option]) == 0
+    shown = capsys.readouterr().out
+    assert f"laid out as in {name}" in shown and "1 train images (1 new)" in shown
+    assert build(["generate", option]) == 0
+    accept_all(tmp_path)
+    assert build(["export", option, "--no-validate"]) == 0
+    (sample,) = AmodalReasonSeg.load(tmp_path / "out" / "1" / "train.json")
+    cup, table = sample.objects
+    assert (cup.category, table.category, table.occluded_by) == ("cup", "table", (cup.id,))
+    assert table.occlusion_rate == pytest.approx(layouts.RATE) and len(sample.conversations) > 1
+    assert f"train.json` ({name}): all in `train`" in (tmp_path / "out" / "1" / "DATA_CARD.md").read_text()
+
+
+def test_regions_of_two_cocoa_files_are_numbered_through_and_stuff_is_a_setting(build, configure, place, tmp_path):
+    first, second = place("COCOA", "train", with_stuff=True), place("COCOA", "test", id_offset=0)
+    content = json.loads(Path(second["annotations"]).read_text())
+    for image in content["images"]:
+        image["id"] += 100
+    content["annotations"][0]["image_id"] += 100
+    Path(second["annotations"]).write_text(json.dumps(content))
+    assert build(["init", configure(first, second)]) == 0
+    with store_of(tmp_path) as store:
+        found = {i.image.image_id: [(o.id, o.category) for o in i.image.objects] for i in store.images()}
+    assert found == {7: [(1, "cup"), (2, "table"), (3, "grass")], 107: [(4, "cup"), (5, "table")]}
+
+
+def test_sources_that_number_alike_are_moved_apart(build, configure, place, tmp_path, capsys):
+    first, second = place("KINS 2019", "train"), place("KINS 2020", "test")
+    assert build(["init", configure(first, second)]) == 2
+    error = capsys.readouterr().err
+    assert "image 7 occurs twice" in error and "id_offset" in error and "train.json" in error and "test.json" in error
+    assert not (tmp_path / "project").exists()
+    assert build(["init", configure(first, {**second, "id_offset": 1000})]) == 0
+    with store_of(tmp_path) as store:
+        ids = {i.image.image_id: [(o.id, o.occluded_by) for o in i.image.objects] for i in store.images()}
+    assert ids == {7: [(1, ()), (2, (1,))], 1007: [(1001, ()), (1002, (1001,))]}
+    (tmp_path / "list.txt").write_text("000007.png\n")
+    arguments = ["init", f"--project={tmp_path / 'other'}", f"--split.train_list={tmp_path / 'list.txt'}"]
+    option = configure(*({**s, "split": None} for s in (first, {**second, "id_offset": 1000})))
+    capsys.readouterr()
+    assert build([*arguments, option]) == 2
+    assert "line 1: '000007.png' may be image 7 or 1007; list the image's id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("KINS 2019", {"layout": "COCOA-cls"}, "annotation 1: is laid out as in KINS 2019, not as in COCOA-cls"),
+        ("COCOA-cls", {"layout": "COCOA"}, "annotation 1: is laid out as in COCOA-cls, not as in COCOA"),
+        ("COCOA-cls", {"layout": "Cityscapes"}, "Cityscapes"),
+        ("COCOA-cls", {"id_offset": -1}, "id_offset must not be negative"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_one_line(build, configure, place, capsys, name, changes, words):
+    assert build(["init", configure(place(name, "train", **changes))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and words in error
+
+
+def test_a_bad_record_of_any_layout_is_named_with_its_file(build, configure, place, capsys):
+    source = place("COCOA", "train")
+    content = json.loads(Path(source["annotations"]).read_text())
+    content["annotations"][0]["regions"][1]["segmentation"] = [1.0, 2.0]
+    Path(source["annotations"]).write_text(json.dumps(content))
+    assert build(["init", configure(source)]) == 2
+    assert "train.json: annotation 41, region 2: segmentation" in capsys.readouterr().err
+    for annotation in content["annotations"]:
+        annotation.pop("regions")
+    Path(source["annotations"]).write_text(json.dumps(content))
+    assert build(["init", configure(source)]) == 2
+    assert "train.json: no amodal annotations of a known layout" in capsys.readouterr().err
+
+
+# --- the batch endpoint -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with ApiServer() as running:
+        yield running
+
+
+@pytest.fixture
+def batch_option(configure, server, tmp_path) -> str:
+    """A project of 5 training and 3 test images, with a batch generator that asks the loopback server."""
+    sources = [
+        write_source(tmp_path, "first", 1, 6) | {"split": "train"},
+        write_source(tmp_path, "second", 11, 4) | {"split": "test"},
+    ]
+    api = {"model": "m", "base_url": server.url, "linger": 0.1, "poll_every": 0.05, "retries": 1}
+    api["prices"] = {"m": {"input": 2.0, "output": 10.0, "batch_factor": 0.5}}
+    generator = {"kind": "openai-batch", "pairs_per_image": 4, "retry_delay": 0.05, "api": api}
+    return configure(*sources, generator=generator)
+
+
+def status(build, capsys, option) -> dict:
+    capsys.readouterr()
+    assert build(["status", option, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def bad_second_pair(request: dict):
+    """Good pairs, but that the second question names what it asks for."""
+    pairs = json.loads(pairs_for(request))
+    pairs["pairs"][1]["question"] = "Where is the dining table in this picture?"
+    return completion(json.dumps(pairs))
+
+
+def test_a_batch_project_from_annotations_to_a_release(build, batch_option, server, tmp_path, capsys):
+    assert build(["init", batch_option]) == 0
+    server.script.append(bad_second_pair)
+    dropped = []
+
+    def shuffled_and_partial(lines: list[bytes]) -> list[bytes]:
+        if not dropped:
+            dropped.append(lines.pop())
+        return [*reversed(lines), *lines[:1], b'{"custom_id": "stranger"}', b"{torn"]
+
+    server.shape_output = shuffled_and_partial
+    server.statuses.extend(["validating", "in_progress"])
+    assert build(["generate", batch_option]) == 0
+    assert "9 jobs answered, 32 pairs, 1 sent back once, 1 tries failed" in capsys.readouterr().out
+    assert len(dropped) == 1 and len(server.batches) >= 2 and not server.chats
+    figures = status(build, capsys, batch_option)
+    assert figures["images"] == {"pending": 0, "generated": 8, "failed": 0}
+    assert figures["problems"] == {"duplicate": 1}, "what the server wrote anew repeats the first pair: people will see"
+    assert figures["calls"] == {"answered": 9, "failed": 1} and figures["pairs"]["in_review"] == 32
+    assert figures["cost"] == pytest.approx(9 * (1000 * 2 + 200 * 10) / 1e6 / 2)
+    assert build(["check", batch_option]) == 0 and "0 pairs have other problems" in capsys.readouterr().out
+    with store_of(tmp_path) as store:
+        rewritten = [p for i in store.images() for p in store.pairs(i.image.image_id) if p.version == 2]
+        assert len(rewritten) == 1 and len(store.history(rewritten[0].id)) == 2
+    accept_all(tmp_path)
+    assert build(["export", batch_option]) == 0
+    data = AmodalReasonSeg.load(tmp_path / "out" / "1" / "train.json")
+    turn = data[0].conversations[0].provenance["turns"][0]
+    assert len(data) == 5 and turn["generator"] == "openai-batch" and turn["model"] == "served-model"
+    assert turn["state"] == "accepted" and len(turn["verdicts"]) == 2
+
+
+def test_a_killed_batch_run_takes_up_what_it_had_submitted(build, batch_option, server, tmp_path, capsys):
+    assert build(["init", batch_option]) == 0
+    server.statuses.extend(["in_progress"] * 100_000)
+    process = subprocess.Popen([sys.executable, str(SCRIPT), "generate", batch_option])
+    deadline = time.monotonic() + 240
+    while len(server.statuses) > 99_998 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(server.batches) == 1
+    figures = status(build, capsys, batch_option)
+    assert figures["images"]["pending"] == 8 and figures["in_progress"] == 8 and figures["cost"] == 0
+    server.statuses.clear()
+    assert build(["generate", batch_option]) == 0
+    figures = status(build, capsys, batch_option)
+    assert len(server.batches) == 1, "what was submitted is not submitted again"
+    assert figures["images"]["generated"] == 8 and figures["calls"] == {"answered": 8, "lost": 8}
+    assert figures["cost"] == pytest.approx(8 * (1000 * 2 + 200 * 10) / 1e6 / 2)
+
+
+def test_requests_go_out_and_answers_come_back_as_files(build, batch_option, server, tmp_path, capsys):
+    assert build(["init", batch_option]) == 0
+    out = tmp_path / "requests"
+    assert build(["generate", batch_option, f"--export-jsonl={out}", "--limit=2"]) == 0
+    assert len((out / "requests-000.jsonl").read_bytes().splitlines()) == 2
+    assert build(["generate", batch_option, f"--export-jsonl={out}"]) == 2
+    assert "already holds requests" in capsys.readouterr().err
+    (out / "requests-000.jsonl").unlink()
+    assert build(["generate", batch_option, f"--export-jsonl={out}"]) == 0
+    assert "requests-000.jsonl" in capsys.readouterr().out
+    server.script.append(bad_second_pair)
+    answers = tmp_path / "answers.jsonl"
+    lines = answered(server, out / "requests-000.jsonl")
+    answers.write_bytes(b"\n".join([*reversed(lines[:-1]), lines[0], b"{torn"]))
+    capsys.readouterr()
+    assert build(["generate", batch_option, "--import-jsonl", str(answers)]) == 1
+    shown = capsys.readouterr().out
+    assert "7 jobs answered, 28 pairs, 1 sent back once" in shown and "2 images wait for an answer" in shown
+    assert build(["generate", batch_option, "--import-jsonl", str(answers)]) == 1
+    assert "0 jobs answered" in capsys.readouterr().out
+    assert build(["generate", batch_option, f"--export-jsonl={tmp_path / 'rest'}"]) == 0
+    rest = answered(server, tmp_path / "rest" / "requests-000.jsonl")
+    assert len(rest) == 2 and sum(b"Refused:" in line for line in read(tmp_path / "rest" / "requests-000.jsonl")) == 1
+    (tmp_path / "rest.jsonl").write_bytes(b"\n".join(rest))
+    arguments = ["generate", batch_option, "--import-jsonl", str(answers), str(tmp_path / "rest.jsonl")]
+    assert build(arguments) == 0
+    figures = status(build, capsys, batch_option)
+    assert figures["images"]["generated"] == 8 and figures["calls"] == {"answered": 9} and not server.batches
+    assert build(["generate", batch_option, f"--export-jsonl={tmp_path / 'none'}"]) == 0
+    assert "there is nothing to ask" in capsys.readouterr().out
+
+
+def read(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines()
+
+
+def answered(server: ApiServer, path: Path) -> list[bytes]:
+    """What a batch runner writes about a file of requests."""
+    found = []
+    for line in map(json.loads, read(path)):
+        response = {"status_code": 200, "request_id": "q", "body": server.chat(line["body"]).body}
+        found.append(json.dumps({"id": "v", "custom_id": line["custom_id"], "response": response}).encode())
+    return found
+
+
+def test_mistakes_with_files_are_one_line(build, batch_option, tmp_path, capsys):
+    assert build(["init", batch_option]) == 0
+    for arguments, words in (
+        (["--export-jsonl=x", "--generator.kind=offline"], "the offline generator asks nobody"),
+        (["--import-jsonl", "x", "--generator.kind=offline"], "the offline generator asks nobody"),
+        (["--export-jsonl=x", "--max-cost=1"], "cannot hold back a runner of your own"),
+        (["--export-jsonl=x", "--import-jsonl", "y"], "one of"),
+        (["--import-jsonl", "none.jsonl"], "none.jsonl: cannot be read"),
+    ):
+        capsys.readouterr()
+        assert build(["generate", batch_option, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and words in error
+
+
+def test_answers_without_a_pair_are_recorded(build, batch_option, server, tmp_path, capsys):
+    assert build(["init", batch_option]) == 0
+    assert build(["generate", batch_option, f"--export-jsonl={tmp_path}", "--limit=3"]) == 0
+    server.script.extend(
+        [completion(None, refusal="I cannot"), completion(f"{{'no json {SEG}"), completion("", "length")]
+    )
+    (tmp_path / "answers.jsonl").write_bytes(b"\n".join(answered(server, tmp_path / "requests-000.jsonl")))
+    assert build(["generate", batch_option, "--import-jsonl", str(tmp_path / "answers.jsonl")]) == 1
+    figures = status(build, capsys, batch_option)
+    assert figures["reasons"] == {"refusal": 1, "truncated": 1} and figures["retries"]["malformed"] == 1
+    assert figures["images"] == {"pending": 6, "generated": 0, "failed": 2} and figures["cost"] > 0

@@ -1,0 +1,178 @@
+"""The report's keys, its files, and its tables in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from aura.evaluation import tables
+from aura.evaluation.metrics import AnswerScore, score_object
+from aura.evaluation.report import Report, combine, read_figures, write_tables
+from aura.types import MaskPair, Masks, SegRecord
+
+REGION = {"giou_object", "giou_answer", "giou_image", "ciou"}
+SCHEMA = {
+    "protocol",
+    "num_images",
+    "num_answers",
+    "num_objects",
+    "visible",
+    "amodal",
+    "invisible",
+    "amodal_from_visible",
+    "occlusion_rate_mae",
+    "seg_count_accuracy",
+    "visible_outside_amodal",
+    "by_occlusion",
+}
+
+
+def make_report(name: str = "AURA", seed: int = 0, masks: Masks = "both") -> Report:
+    rng = np.random.default_rng(seed)
+    objects, answers = [], []
+    for number in range(6):
+        amodal = rng.random((8, 8)) < 0.6
+        true = MaskPair(amodal & (rng.random((8, 8)) < number / 5), amodal)
+        guess = None if number == 3 else MaskPair(true.visible, rng.random((8, 8)) < 0.6, float(rng.random()))
+        if guess is not None and masks != "both":
+            guess = MaskPair(
+                *(mask if kind == masks else None for kind, mask in zip(("visible", "amodal"), guess[:2], strict=True))
+            )
+        record = SegRecord(number // 2, number, 0, 0, 50 + number, "café_cup")
+        objects.append(score_object(record, true, guess, None if guess is None else 0, masks))
+        answers.append(
+            AnswerScore(number // 2, number, 0, 1, int(guess is not None), "What?", "A [SEG].", f"My [SEG] {number}.")
+        )
+    return Report("generated_matched", tuple(objects), tuple(answers), name)
+
+
+def test_report_json_has_exactly_the_agreed_keys(tmp_path) -> None:
+    make_report().write(tmp_path)
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert set(figures) == SCHEMA
+    for region in ("visible", "amodal", "amodal_from_visible"):
+        assert set(figures[region]) == REGION
+        assert all(0 <= value <= 1 for value in figures[region].values())
+    assert set(figures["invisible"]) == {"giou_object", "ciou", "num_objects"}
+    assert figures["protocol"] == "generated_matched"
+    assert [(b["above"], b["to"]) for b in figures["by_occlusion"]] == [
+        (0, 0), (0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)
+    ]  # fmt: skip
+    assert figures == make_report().as_dict() == read_figures(tmp_path)
+
+
+def test_one_json_line_per_object(tmp_path) -> None:
+    report = make_report()
+    report.write(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "objects.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert [row["status"] for row in rows] == ["paired"] * 3 + ["missed"] + ["paired"] * 2
+    assert rows[4]["annotation_id"] == 54 and rows[4]["category"] == "café_cup"
+    assert rows[4]["answer"] == "My [SEG] 4." and rows[4]["question"] == "What?"
+    assert np.mean([row["amodal_iou"] for row in rows]) == pytest.approx(report.as_dict()["amodal"]["giou_object"])
+    total = sum(row["amodal_intersection"] for row in rows) / sum(row["amodal_union"] for row in rows)
+    assert total == pytest.approx(report.as_dict()["amodal"]["ciou"])
+
+
+def test_main_table_has_the_papers_layout_and_the_reference_line() -> None:
+    figures = make_report().as_dict()
+    table = tables.main_table({"AURA": figures})
+    assert table.groups == (("", 2), ("Amodal", 2), ("Visible", 2))
+    assert table.columns == ("Method", "Protocol", "gIoU", "cIoU", "gIoU", "cIoU")
+    keys = [("amodal", "giou_object"), ("amodal", "ciou"), ("visible", "giou_object"), ("visible", "ciou")]
+    assert table.rows[0] == ("AURA", "generated_matched", *(f"{100 * figures[r][k]:.2f}" for r, k in keys))
+    assert table.rows[1][0] == "  amodal := predicted visible"
+    assert table.rows[1][2] == f"{100 * figures['amodal_from_visible']['giou_object']:.2f}"
+    assert "3 images, 6 answers, 6 objects" in table.title
+
+
+def test_terminal_shows_every_table_in_full() -> None:
+    console = Console(file=io.StringIO(), width=60)
+    reports = {"AURA": make_report().as_dict(), "LISA [7B]": make_report(seed=1).as_dict()}
+    tables.show(reports, console)
+    text = console.file.getvalue()
+    assert "LISA [7B]" in text and "…" not in text
+    for table in tables.all_tables(reports):
+        assert table.title in text
+        for row in table.rows:
+            assert any(all(cell.strip() in line for cell in row) for line in text.splitlines()), row
+
+
+def test_markdown_is_a_rectangular_table() -> None:
+    text = tables.as_markdown(tables.main_table({"AURA": make_report().as_dict()}))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == "| Method | Protocol | Amodal gIoU | Amodal cIoU | Visible gIoU | Visible cIoU |"
+    assert lines[1] == "| --- | --- | ---: | ---: | ---: | ---: |"
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {7}
+
+
+def test_latex_is_balanced_and_escaped() -> None:
+    for table in tables.all_tables({"A_B & 5%": make_report().as_dict()}):
+        text = tables.as_latex(table)
+        assert text.count(r"\begin{") == text.count(r"\end{") == 2
+        assert r"A\_B \& 5\%" in text and r"generated\_matched" in text
+        body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].replace(r"\&", "")
+        assert {line.count("&") for line in body.strip().splitlines()} == {len(table.columns) - 1}
+        assert text.count("{") == text.count("}")
+    main = tables.as_latex(tables.main_table({"AURA": make_report().as_dict()}))
+    assert r"\multicolumn{2}{c}{Amodal} & \multicolumn{2}{c}{Visible}" in main
+    assert r"\cmidrule(lr){3-4} \cmidrule(lr){5-6}" in main
+
+
+def test_csv_holds_every_figure_of_every_report(tmp_path) -> None:
+    reports = {"AURA": make_report().as_dict(), "other": make_report(seed=1).as_dict()}
+    write_tables(tmp_path, reports)
+    rows = list(csv.DictReader((tmp_path / "report.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["AURA", "other"]
+    assert float(rows[1]["amodal.giou_object"]) == reports["other"]["amodal"]["giou_object"]
+    assert float(rows[0]["by_occlusion.75-100.amodal_giou"]) == reports["AURA"]["by_occlusion"][4]["amodal_giou"]
+    assert rows[0]["by_occlusion.0.num_objects"] == str(reports["AURA"]["by_occlusion"][0]["num_objects"])
+
+
+def test_an_empty_report_shows_dashes() -> None:
+    figures = Report("teacher_forced", (), ()).as_dict()
+    assert tables.main_table({"AURA": figures}).rows[0][2:] == ("–",) * 4
+    tables.show({"AURA": figures}, Console(file=io.StringIO()))
+
+
+def test_a_report_of_one_kind_of_mask_shows_dashes_and_two_make_one_row(tmp_path) -> None:
+    both, visible, amodal = (make_report(masks=masks) for masks in ("both", "visible", "amodal"))
+    row = tables.main_table({"LISA": visible.as_dict()}).rows[0]
+    assert row[2:] == ("–", "–", *tables.main_table({"x": both.as_dict()}).rows[0][4:])
+    visible.write(tmp_path)
+    tables.show({"LISA": read_figures(tmp_path)}, Console(file=io.StringIO()))
+    assert len((tmp_path / "objects.jsonl").read_text().splitlines()) == 6
+    expected = {**both.as_dict(), "occlusion_rate_mae": None, "visible_outside_amodal": None}
+    assert combine(visible.as_dict(), amodal.as_dict()) == combine(amodal.as_dict(), visible.as_dict()) == expected
+    other = {**amodal.as_dict(), "seg_count_accuracy": 0.123}
+    assert combine(visible.as_dict(), other)["seg_count_accuracy"] is None
+
+
+def test_reports_that_do_not_belong_together_are_refused() -> None:
+    visible, amodal = (make_report(masks=masks).as_dict() for masks in ("visible", "amodal"))
+    with pytest.raises(ValueError, match="both reports have visible masks"):
+        combine(visible, make_report().as_dict())
+    with pytest.raises(ValueError, match="num_objects 6 and 7"):
+        combine(visible, {**amodal, "num_objects": 7})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("[]", "is no report: protocol, visible"), ('{"protocol": 1}', "no report: visible")],
+)
+def test_a_wrong_report_file_is_explained(content, message, tmp_path) -> None:
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_figures(tmp_path)
+    with pytest.raises(ValueError, match="No such file"):
+        read_figures(tmp_path / "absent.json")
+
+
+def test_merging_refuses_an_answer_scored_twice() -> None:
+    with pytest.raises(AssertionError, match="twice"):
+        Report.merge("generated_matched", [make_report(), make_report()])
