@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -33,6 +32,7 @@ from rich.text import Text
 from aura.datagen.generate import Books, Run, RunSummary
 from aura.datagen.project import checks_of, init_project, open_project, recheck, recipe_of, run_settings_of
 from aura.datagen.records import GenerationRequest
+from aura.datagen.report import status_report
 from aura.datagen.settings import Commands, ProjectSettings, api_settings, run_command
 from aura.datagen.store.store import Status, Store
 
@@ -152,20 +152,8 @@ async def _generate(store: Store, settings: ProjectSettings, limit: int | None) 
             settings=run_settings_of(settings, max_images=limit),
             progress=show,
         )
-        loop, current = asyncio.get_running_loop(), asyncio.current_task()
-
-        def interrupted() -> None:
-            """Once: finish what is under way. Twice: now."""
-            if run.summary.stopped and current is not None:
-                current.cancel()
-            run.stop("interrupted; run generate again to go on")
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupted)
         try:
-            return await run.run()
-        except asyncio.CancelledError:
-            return run.summary
+            return await run.until_interrupted()
         finally:
             await generator.close()
 
@@ -202,11 +190,7 @@ def _import_jsonl(store: Store, settings: ProjectSettings, paths: list[str]) -> 
         for path in paths:
             answers = import_jsonl(path, store.waiting(recipe), api)
             for request, came in bar.track(answers, description=Path(path).name):
-                job = store.claim_image(request.image.image_id, recipe)
-                if job is not None and job.key == request.key:
-                    books.settle(job, came)
-                elif job is not None:
-                    store.release(job)
+                books.settle_waiting(request, came, recipe)
     return books.summary
 
 
@@ -262,43 +246,25 @@ def add_status_options(parser: ArgumentParser) -> None:
 def status(settings: ProjectSettings, options: Namespace) -> int:
     """How far the project is."""
     with open_project(settings) as store:
-        figures = store.status()
-        reviews = store.reviews
-        progress, agreement = reviews.progress(), reviews.agreement()
+        figures, report = store.status(), status_report(store)
         failures = store.failures(5)
-    people = [
-        {
-            "name": p.annotator.name,
-            "active": p.annotator.active,
-            "judged": p.judged,
-            "decided": p.decided,
-            "waiting": p.waiting,
-        }
-        for p in progress
-    ]
-    agreed = {
-        "pairs": agreement.pairs,
-        "unanimous": agreement.unanimous,
-        "fleiss_kappa": agreement.fleiss,
-        "cohen_kappa": [
-            {"annotators": list(names), "pairs": number, "kappa": kappa}
-            for names, (number, kappa) in agreement.cohen.items()
-        ],
-    }
     if options.json:
-        print(json.dumps({**dataclasses.asdict(figures), "annotators": people, "agreement": agreed}, indent=1))
+        print(json.dumps(report, indent=1))
         return 0
     CONSOLE.print(_status_table(figures))
-    if people:
+    if report["annotators"]:
         table = Table("annotator", "judged", "decided", "waiting", title="review")
-        for person in people:
+        for person in report["annotators"]:
             name = person["name"] if person["active"] else f"{person['name']} (inactive)"
             table.add_row(Text(name), *(str(person[key]) for key in ("judged", "decided", "waiting")))
         CONSOLE.print(table)
-    if agreement.pairs:
-        _say(f"{agreement.unanimous} of {agreement.pairs} pairs judged alike; Fleiss' kappa {_kappa(agreement.fleiss)}")
-        for (one, other), (number, kappa) in agreement.cohen.items():
-            _say(f"Cohen's kappa of {one} and {other}: {_kappa(kappa)} ({number} pairs)")
+    agreed = report["agreement"]
+    if agreed["pairs"]:
+        kappa = _kappa(agreed["fleiss_kappa"])
+        _say(f"{agreed['unanimous']} of {agreed['pairs']} pairs judged alike; Fleiss' kappa {kappa}")
+        for both in agreed["cohen_kappa"]:
+            one, other = both["annotators"]
+            _say(f"Cohen's kappa of {one} and {other}: {_kappa(both['kappa'])} ({both['pairs']} pairs)")
     for image_id, reason, detail in failures:
         CONSOLE.print(Text(f"image {image_id} failed: {reason}: {detail}", style="red"), soft_wrap=True)
     return 0

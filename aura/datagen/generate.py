@@ -7,6 +7,7 @@ is continued by starting it again.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,16 @@ class Books:
             self._fail(job, came)
         self.progress(self.summary)
 
+    def settle_waiting(
+        self, request: GenerationRequest, came: GenerationResult | GenerationFailure, recipe: Recipe
+    ) -> None:
+        """Store what came back for an image that nobody works on; passed over if somebody does, or asks otherwise."""
+        job = self.store.claim_image(request.image.image_id, recipe)
+        if job is not None and job.key == request.key:
+            self.settle(job, came)
+        elif job is not None:
+            self.store.release(job)
+
     def _answer(self, job: Job, result: GenerationResult) -> None:
         problems: Sequence[Sequence[PairProblem]] = ()
         if self.check is not None:
@@ -126,6 +137,22 @@ class Run(Books):
     def stop(self, why: str) -> None:
         """Take no further jobs; what is under way is finished. May be called from a signal handler."""
         self.summary.stopped = self.summary.stopped or why
+
+    async def until_interrupted(self) -> RunSummary:
+        """As :meth:`run`; the first SIGINT or SIGTERM finishes what is under way, the second ends the run at once."""
+        loop, current = asyncio.get_running_loop(), asyncio.current_task()
+
+        def interrupted() -> None:
+            if self.summary.stopped and current is not None:
+                current.cancel()
+            self.stop("interrupted; run generate again to go on")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupted)
+        try:
+            return await self.run()
+        except asyncio.CancelledError:
+            return self.summary
 
     async def run(self) -> RunSummary:
         """Work until no job is left, or until stopped; waits for jobs that are to be retried or held by others.
