@@ -1,4 +1,4 @@
-"""What several tests of the model need."""
+"""What several tests of weights need."""
 
 from __future__ import annotations
 
