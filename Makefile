@@ -1,7 +1,8 @@
 # `make demo` shows everything AURA does on a laptop; `make test` runs every check. `make help` lists the rest.
 
 PYTHON ?= python3
-# A GPU user says, for example: make setup TORCH="torch==2.13.0 --index-url <the CUDA wheels you need>"
+# The wheels must carry code for your GPU, which a start checks. For V100 (sm_70) those for CUDA 12.6 do, of any torch:
+# make setup TORCH="torch==2.13.0 --index-url <PyTorch's wheels for cu126>"; of PyPI's own, torch 2.10.0 is the last.
 TORCH  ?= torch==2.13.0
 
 VENV   := .venv
@@ -19,7 +20,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
-setup: $(VENV)/.installed ## Make .venv and install AURA into it
+setup: $(VENV)/.installed ## Make .venv and install AURA into it; for V100 with TORCH=torch==2.10.0, or cu126 wheels
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AURA needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say: make PYTHON=python3.11")'

@@ -5,6 +5,7 @@ Legend: n ``[SEG]`` of an answer, H W pixels of the image.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import Cache
 from aura.data.answers import AnswerText, object_names
 from aura.data.photos import open_photo
 from aura.data.processor import SETTINGS_FILE, Processor
+from aura.devices import check_bf16, check_build, inference_dtype
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.model import AuraModel, Generation
 from aura.model.configuration import DTYPES
@@ -79,7 +81,8 @@ class Assistant:
             folder: What ``train_ds.py`` wrote: ``RUN/export``, or ``RUN`` itself.
             device: Such as ``cuda:0``; by default the first GPU if there is one, else the CPU.
             dtype: ``fp32``, ``bf16`` or ``fp16`` for the language model (SAM and the mask decoders always compute in
-                fp32); by default fp32 on a CPU, and on a GPU bf16 where it can, else fp16.
+                fp32); by default fp32 on a CPU, and on a GPU what the run was trained in, with fp16 for bf16 on a GPU
+                without bf16 units (V100).
             quantize: ``int8`` or ``int4``: the language model's linear layers in so many bits (needs bitsandbytes).
             device_map: Spread the model over several devices instead of ``device``: ``auto``, or parts to devices, as
                 Accelerate understands it. Layers of the language model may lie on the CPU or the disk, other parts
@@ -93,8 +96,8 @@ class Assistant:
         export = find_export(folder)
         if device_map is not None and device is not None:
             raise ValueError(f"give either device ({device}) or device_map ({device_map}), not both")
-        place = _device(device)
-        kind = _dtype(dtype, place)
+        place = _device(device, everywhere=device_map is not None)
+        kind = _dtype(dtype, place, export)
         check_quantization(quantize, place)
         options: dict[str, Any] = {"dtype": kind, "output_loading_info": True}
         if device_map is not None or quantize != "none":
@@ -312,14 +315,19 @@ def find_export(folder: str | Path) -> Path:
     )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def _device(device: str | torch.device | None, *, everywhere: bool = False) -> torch.device:
+    """The device to use, for which the installed torch has code; ``everywhere`` looks at all GPUs."""
     if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            place = torch.device(device)
+            torch.empty(0, device=place)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    every = range(torch.cuda.device_count()) if everywhere and place.type == "cuda" else ()
+    for each in [torch.device("cuda", index) for index in every] or [place]:
+        check_build(each)
     return place
 
 
@@ -339,13 +347,21 @@ def _check_spread(model: AuraModel) -> None:
         )
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def _dtype(dtype: str | torch.dtype | None, device: torch.device, export: Path) -> torch.dtype:
+    """The precision to compute in: what is asked for, else the one that ``export`` was trained in."""
     if dtype is None or dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES[dtype]
+        return inference_dtype(_saved_dtype(export), device)
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        dtype = DTYPES[dtype]
+    if dtype == torch.bfloat16:
+        check_bf16(device, "choose dtype fp16")
+    return dtype
+
+
+def _saved_dtype(export: Path) -> torch.dtype | None:
+    """Of the language model's weights, as the export's ``config.json`` says."""
+    name = json.loads((export / "config.json").read_text(encoding="utf-8")).get("dtype")
+    found = getattr(torch, str(name), None)
+    return found if isinstance(found, torch.dtype) else None

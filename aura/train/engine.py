@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from aura import environment
 from aura.config import TrainSettings
+from aura.devices import check_bf16, check_build
 from aura.model.quantize import unpacked
 
 
@@ -39,7 +40,7 @@ def start_process(settings: TrainSettings) -> Process:
     """Join the run's processes; call once, before the model is built.
 
     Raises:
-        ValueError: fp16 without a GPU.
+        ValueError: fp16 without a GPU; a GPU without bf16 units for bf16, or one that this torch has no code for.
     """
     environment.prepare()
     has_gpu = torch.cuda.is_available()
@@ -52,6 +53,9 @@ def start_process(settings: TrainSettings) -> Process:
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
+        check_build(device)
+        if "bf16" in (settings.precision, settings.autocast):
+            check_bf16(device, "pass --train.precision fp16 and leave --train.autocast off")
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()

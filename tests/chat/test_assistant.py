@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 import aura
+from aura.chat import assistant as assistant_module
 from aura.chat.assistant import Assistant, ChatSession, find_export, reply_record
 from aura.data.processor import Processor
 from aura.masks import decode_rle
@@ -274,6 +275,32 @@ def test_half_precision_keeps_the_masks_in_full_precision(export, image, dtype):
     assert {p.dtype for p in loaded.model.amodal_decoder.parameters()} == {torch.float32}
     make_it_say(loaded, ANSWERS[0])
     assert len(loaded.ask(image, "What?").objects) == 2
+
+
+@pytest.mark.parametrize(("saved", "expected"), [("bfloat16", torch.float16), ("float32", torch.float32)])
+def test_on_a_v100_answers_come_in_what_it_has(export, monkeypatch, saved, expected):
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps({**config, "dtype": saved}))
+    v100 = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla V100")
+    assert assistant_module._dtype(None, v100, export) == expected
+    assert assistant_module._dtype("fp16", v100, export) == torch.float16
+    with pytest.raises(ValueError, match=r"V100.*no bf16 units.*fp16"):
+        assistant_module._dtype("bf16", v100, export)
+
+
+def test_every_gpu_of_a_device_map_is_one_that_torch_has_code_for(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla V100")
+    capabilities = {None: (8, 0), 0: (8, 0), 1: (7, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[device.index])
+    assert assistant_module._device(None) == torch.device("cuda")
+    with pytest.raises(ValueError, match=r"no code for Tesla V100.*cu126"):
+        assistant_module._device(None, everywhere=True)
 
 
 def test_folders_that_hold_no_export_are_named(tmp_path, export):

@@ -120,6 +120,29 @@ def test_fp16_on_a_cpu_names_the_remedy(monkeypatch):
         start_process(settings(precision="fp16"))
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"precision": "fp16", "autocast": "bf16"}])
+def test_bf16_on_a_gpu_that_only_emulates_it_names_the_remedy(monkeypatch, changes):
+    cuda = engine_module.torch.cuda
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(cuda, "get_device_name", lambda device=None: "Tesla V100")
+    monkeypatch.setattr(cuda, "get_device_capability", lambda device=None: (7, 0))
+    with pytest.raises(ValueError, match=r"V100 .*no bf16 units.*--train.precision fp16"):
+        start_process(settings(**changes))
+
+
+def test_a_gpu_without_code_in_this_torch_is_refused_at_the_start(monkeypatch):
+    cuda = engine_module.torch.cuda
+    monkeypatch.setattr(engine_module.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    monkeypatch.setattr(cuda, "get_device_name", lambda device=None: "Tesla V100")
+    monkeypatch.setattr(cuda, "get_device_capability", lambda device=None: (7, 0))
+    with pytest.raises(ValueError, match=r"no code for Tesla V100.*cu126"):
+        start_process(settings(precision="fp16"))
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_gradients_that_are_not_finite_stop_the_run(process, stage):
     engine = Engine(network(), settings(zero_stage=stage, accumulation=1), process)
