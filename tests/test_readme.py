@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OUR_FILES = [page for page in PAGES if page.name != "formats.md"]  # that page names files of other projects
 COMMAND = re.compile(r"(?<![\w/])((?:scripts/)?[a-z_]+\.py)((?:[ \\\n]+(?!`)[^\s`|]+)*)")
 
 
@@ -34,7 +35,7 @@ def help_of(script: str, *command: str) -> str:
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", OUR_FILES, ids=lambda page: page.name)
 def test_scripts_and_options_exist(page):
     for script, first, options in commands(page):
         assert (ROOT / script).is_file(), f"{page.name} calls {script}"
@@ -70,6 +71,14 @@ def test_the_annotated_tree_is_the_tree():
     assert folders == inner, f"the README's tree and aura/ differ in {sorted(folders ^ inner)}"
 
 
-def test_files_named_in_the_text_exist():
-    for name in re.findall(r"`((?:aura|configs|scripts|docs|tests)/[\w/.-]+)`", (ROOT / "README.md").read_text()):
-        assert (ROOT / name).exists(), f"the README names {name}"
+@pytest.mark.parametrize("page", OUR_FILES, ids=lambda page: page.name)
+def test_files_named_in_the_text_exist(page):
+    for name in re.findall(r"(?<![\w/.])((?:aura|configs|scripts|docs|tests)/[\w/.-]+\.\w+)", page.read_text()):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_sections_that_the_code_cites_exist():
+    headings = set(re.findall(r"^#+ (.+)$", (ROOT / "docs/formats.md").read_text(), re.M))
+    for path in [*(ROOT / "aura").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for section in re.findall(r'docs/formats\.md(?:``)?, "([^"]+)"', path.read_text()):
+            assert section in headings, f"{path} cites the section {section!r} of docs/formats.md"

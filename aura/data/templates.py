@@ -1,8 +1,8 @@
 """Prompt templates: a conversation as one text, and the character spans of it that are supervised.
 
 A template is data. To support another language model, add one entry to :data:`TEMPLATES`; nothing else changes.
-Strings of the three LLaVA templates: LLaVA ``conversation.py`` as LISA uses it (external formats, section 1.8); that of
-SmolLM2: the chat template in its own files.
+The three LLaVA templates are those of LISA's ``model/llava/conversation.py`` (``docs/formats.md``, "Templates").
+That of SmolLM2 is the chat template in its own files.
 """
 
 from __future__ import annotations

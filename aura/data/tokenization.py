@@ -20,7 +20,7 @@ def load_tokenizer(source: str | Path, *, original: bool = False) -> PreTrainedT
 
     ``tokenizer.json`` is taken as it is. Llama's SentencePiece ``tokenizer.model`` is read with the legacy behaviour
     that LLaVA v1 and LISA were trained with. The class is never guessed from ``config.json``: for ``model_type``
-    "llava" that gives other tokens (external formats, section 1.6).
+    "llava" that gives other tokens (``docs/formats.md``, "Tokenizer").
 
     Args:
         source: The folder, or the file.
@@ -69,11 +69,11 @@ def complete_v1_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, use_im_
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, use_im_start_end: bool) -> PreTrainedTokenizerBase:
     """Add, in place and where missing, ``[SEG]``, then ``<im_start>`` and ``<im_end>``, then ``<image>``.
 
-    The order gives the ids of LISA's checkpoints (external formats, section 1.5); ``<image>`` comes last because the
+    The order gives the ids of LISA's checkpoints (``docs/formats.md``, "Tokenizer"). ``<image>`` comes last because the
     original LLaVA has no such row. Afterwards the embeddings need ``len(tokenizer)`` rows.
 
     With a legacy Llama tokenizer (one that puts a word boundary after every added token) the added tokens swallow the
-    white space around them, as they did when LLaVA v1 and LISA were trained (section 1.6).
+    white space around them, as they did when LLaVA v1 and LISA were trained.
     """
     legacy = starts_words_after_added_tokens(tokenizer)
     strip = _strip(legacy)

@@ -1,4 +1,4 @@
-"""How other projects lay out amodal annotations (external formats, section 6), brought to the one of COCOA-cls.
+"""How other projects lay out amodal annotations (``docs/formats.md``), brought to the layout of COCOA-cls.
 
 COCOA-cls and D2SA are COCO files with ``segmentation`` (amodal), ``visible_mask`` and ``invisible_mask``; KINS names
 its masks otherwise; COCOA holds one record per image and annotator, with all regions in it and their depth order.

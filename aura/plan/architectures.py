@@ -36,8 +36,8 @@ CLIP_L: dict[str, Any] = {
     "projection_dim": 768,
 }
 
-# Rows are those of the released embedding table plus what AURA's tokenizer adds (external formats, section 1.5): [SEG],
-# <im_start> and <im_end> where they are missing, and the placeholder <image>. LLaVA 1.5 has spare rows.
+# Rows are those of the released embedding table plus what AURA's tokenizer adds: [SEG], <im_start> and <im_end> where
+# they are missing, and the placeholder <image> (docs/formats.md, "Tokenizer"). LLaVA 1.5 has spare rows.
 MLLMS: dict[str, dict[str, Any]] = {
     "7b": {**LLAMA_7B, "vocab_size": 32005, "max_position_embeddings": 2048},
     "13b": {**LLAMA_13B, "vocab_size": 32005, "max_position_embeddings": 2048},
@@ -116,7 +116,7 @@ def _llava(settings: ModelSettings, known: str | None) -> tuple[LlavaConfig, str
     config = LlavaConfig(
         text_config=LlamaConfig(**MLLMS[name]),
         vision_config=CLIPVisionConfig(**CLIP_L, image_size=336) if newer else _clip(settings.vision_tower),
-        # The single linear layer of v1 is followed by an identity (external formats, section 2.5).
+        # The single linear layer of v1 is followed by an identity (docs/formats.md).
         projector_hidden_act="gelu" if newer or name == "smollm2" else "linear",
         tie_word_embeddings=MLLMS[name].get("tie_word_embeddings", False),
         image_token_index=32000,

@@ -1,4 +1,4 @@
-"""Deltas: LLaVA v1-1 was published as differences from LLaMA, which have to be added to it (external formats 1.2)."""
+"""Deltas: LLaVA v1-1 was published as differences from LLaMA (``docs/formats.md``, "Deltas"), added to it here."""
 
 from __future__ import annotations
 

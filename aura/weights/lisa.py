@@ -1,4 +1,4 @@
-"""LISA checkpoints: the merged Hugging Face folder and the unmerged training state (external formats, section 5).
+"""LISA checkpoints: the merged Hugging Face folder and the unmerged training state (``docs/formats.md``, "LISA").
 
 Legend: H hidden size of the language model, C SAM's prompt channels, r rank of an adapter.
 """

@@ -122,7 +122,7 @@ def load_original(
     allow_random: bool = False,
     state: Mapping[str, Tensor] | None = None,
 ) -> LoadedLlava:
-    """An original LLaVA v1 folder (external formats, section 1).
+    """An original LLaVA v1 folder (``docs/formats.md``, "LLaVA v1").
 
     Args:
         folder: Config, tokenizer and weights.
@@ -215,7 +215,7 @@ def llava_from_v1_state(
     vision_tower: CLIPVisionModel,
     dtype: torch.dtype,
 ) -> tuple[LlavaForConditionalGeneration, tuple[str, ...], tuple[str, ...]]:
-    """A LLaVA from an original checkpoint's tensors (external formats 1.3, 1.4 and 2.5), never held twice.
+    """A LLaVA from an original checkpoint's tensors, never held twice.
 
     The single linear projector W, b becomes ``linear_2(linear_1(x))`` with ``linear_1`` = (W, b) and ``linear_2`` = (I,
     0) without an activation between: the same numbers to the last bit. The two-layer projector of LLaVA 1.5 fits as it

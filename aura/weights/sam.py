@@ -1,6 +1,6 @@
 """SAM from outside, as a ``SamModel``: a Hugging Face folder or an official ``.pth`` file.
 
-External formats, section 4.
+What is in such a file: ``docs/formats.md``, "SAM".
 """
 
 from __future__ import annotations

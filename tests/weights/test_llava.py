@@ -317,7 +317,7 @@ def published(v1, sentencepiece_model, tmp_path):
 
 
 def apply_delta(delta, base):
-    """The rules of the published script, written down again: external formats, section 1.2."""
+    """The rules of LISA's apply_delta.py, written down again (docs/formats.md, Deltas)."""
     merged = {}
     for name, value in delta.items():
         if name.endswith("inv_freq"):

@@ -44,7 +44,7 @@ class Sam(NamedTuple):
     encoder: int
 
 
-# By the folder or file that the configs name (external formats, sections 1.3, 1.5, 2.6 and 4.1).
+# By the folder or file that the configs name (docs/formats.md).
 LLAMAS = {
     "llava-7b-v1-1": Llama(4096, 11008, 32, 32, 32003, 224, 6_738_415_616),
     "llava-13b-v1-1": Llama(5120, 13824, 40, 40, 32003, 224, 13_015_864_320),

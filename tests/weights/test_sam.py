@@ -23,7 +23,7 @@ from aura.weights import load_sam
 from aura.weights.build import build_model
 from aura.weights.sam import VARIANTS, sam_config, upstream_name
 
-OFFICIAL = {  # tensors, parameters: external formats, section 4.1
+OFFICIAL = {  # tensors, parameters: docs/formats.md, SAM
     "vit_h": ("ViT-H", 594, 641_090_608),
     "vit_l": ("ViT-L", 482, 312_342_832),
     "vit_b": ("ViT-B", 314, 93_735_472),
