@@ -183,16 +183,21 @@ class ChatSession:
         room = self._room_after(ids)
         # The cache grows in place, and an interruption may leave its layers unequal: it counts again once all is done.
         cache, self._cache = self._cache, None
-        generation, text = generate(
-            self.model,
-            self.processor,
-            ids[seen:],
-            self.features if seen == 0 else None,
+        text = AnswerText(self.processor.tokenizer, self.processor.seg_token_id)
+
+        def on_token(token_id: int) -> None:
+            piece = text.push(token_id)
+            if piece and on_text is not None:
+                on_text(piece)
+
+        generation = self.model.generate_answer(
+            torch.tensor([ids[seen:]], device=self.model.device),
+            clip_features=self.features.clip_features if seen == 0 else None,
             past_key_values=cache,
             max_new_tokens=min(self.max_new_tokens, room),
-            on_text=on_text,
+            on_token=on_token,
         )
-        reply = read_reply(self.model, generation, text, self.features.sam_embeddings, self.geometry)
+        reply = read_reply(self.model, generation, text.text, self.features.sam_embeddings, self.geometry)
         self._cache = generation.past_key_values
         answer = generation.token_ids
         self._ids = ids + (answer if generation.truncated else answer[:-1])
@@ -207,44 +212,6 @@ class ChatSession:
                 "start a new one (/reset)"
             )
         return limit - len(ids)
-
-
-def generate(
-    model: AuraModel,
-    processor: Processor,
-    token_ids: list[int],
-    features: ImageFeatures | None,
-    *,
-    past_key_values: Cache | None = None,
-    max_new_tokens: int = 256,
-    on_text: OnText | None = None,
-) -> tuple[Generation, str]:
-    """Write one answer, and its text.
-
-    Args:
-        model: In evaluation mode.
-        processor: Whose tokenizer to use.
-        token_ids: What the cache does not hold yet, image placeholders expanded.
-        features: Those of the image (B = 1) when ``token_ids`` hold it, else ``None``.
-        past_key_values: Cache of the conversation so far, extended in place.
-        max_new_tokens: Most tokens of the answer.
-        on_text: Called with each new piece of text.
-    """
-    text = AnswerText(processor.tokenizer, processor.seg_token_id)
-
-    def on_token(token_id: int) -> None:
-        piece = text.push(token_id)
-        if piece and on_text is not None:
-            on_text(piece)
-
-    generation = model.generate_answer(
-        torch.tensor([token_ids], device=model.device),
-        clip_features=None if features is None else features.clip_features,
-        past_key_values=past_key_values,
-        max_new_tokens=max_new_tokens,
-        on_token=on_token,
-    )
-    return generation, text.text
 
 
 def read_reply(

@@ -1,4 +1,4 @@
-"""AURA: a question about an image -> an answer whose ``[SEG]`` tokens carry a visible and an amodal mask.
+"""The whole network, :class:`AuraModel`: LLaVA writes an answer, and SAM draws the masks of its ``[SEG]`` tokens.
 
 Legend: B images, L packed tokens, M supervised tokens, N ``[SEG]`` objects of the whole batch, T image features,
 V vocabulary, H hidden size, C SAM's channels, g side of SAM's embedding grid, h w the mask decoder's output grid.
@@ -10,16 +10,16 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import Cache, LlavaForConditionalGeneration, PreTrainedModel, SamModel
+from transformers import LlavaForConditionalGeneration, PreTrainedModel, SamModel
 
-from aura.model import generation, segmentation
+from aura.model import segmentation
 from aura.model.configuration import AuraConfig
-from aura.model.generation import AnswerTokens, Generation
+from aura.model.generation import AnswerWriter
 from aura.model.mllm import Mllm, packed_attention_mask, widen_projector
 from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
 from aura.model.segmentation import PromptEncoder
@@ -33,13 +33,13 @@ class PartSize(NamedTuple):
     trainable: int
 
 
-class AuraModel(PreTrainedModel):
-    """The network of the paper (section 3.2, 3.3). It sees no targets and computes no losses.
+class AuraModel(AnswerWriter, PreTrainedModel):
+    """The network of the paper (sections 3.2 and 3.3). It sees no targets and computes no losses.
 
     Args:
         config: What to build.
-        llava: A ready LLaVA whose parts to use; built from ``config`` with random weights without.
-        sam: A ready SAM whose parts to use; likewise. Every mask decoder starts from its one.
+        llava: The LLaVA whose parts are used. Without, one is built from ``config`` with random weights.
+        sam: The SAM whose parts are used. Without, likewise. Every mask decoder starts as a copy of its decoder.
     """
 
     config_class = AuraConfig
@@ -75,10 +75,10 @@ class AuraModel(PreTrainedModel):
         sam: SamModel | None = None,
     ) -> None:
         super().__init__(config)
-        # Ready parts share their configs with ours, and putting those into an AuraConfig wiped their choice of
-        # attention; the language model would then attend without any mask, silently.
+        # Ready parts share their configs with ours. Putting those into an AuraConfig wiped their choice of attention,
+        # and the language model would silently attend without any mask.
         self.config._attn_implementation = self.config._attn_implementation
-        # The library hands its dtype to the first level of configs; CLIP and the language model are on the second, and
+        # The library hands its dtype to the first level of configs. CLIP and the language model are on the second; they
         # would come in the dtype they were saved with.
         for part_config in (config.llava_config.text_config, config.llava_config.vision_config):
             part_config.dtype = torch.get_default_dtype()
@@ -97,14 +97,14 @@ class AuraModel(PreTrainedModel):
         self.spatial_occlusion = SpatialOcclusionEncoder() if config.spatial_occlusion else None
         part: Any
         for part in self.modules():
-            # Every part comes initialised, by its own class or from a file; the library must not do it again.
+            # Every part comes initialised, by its own class or from a file. The library must not do it again.
             tensors = itertools.chain(part.parameters(), part.buffers())
             part._is_hf_initialized = not any(tensor.is_meta for tensor in tensors)
         self.post_init()
         self.freeze()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Called for what a checkpoint lacks; the library's small normal values would replace the layers' own start.
+        # The library calls this for what a checkpoint lacks. Its small normal values would replace a layer's own start.
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
         else:
@@ -124,7 +124,7 @@ class AuraModel(PreTrainedModel):
         """Text logits at the supervised positions and masks for every ``[SEG]`` of the batch.
 
         Every trainable parameter takes part in the backward pass of ``output.unused`` plus the other outputs, whatever
-        the batch holds, so that ranks never wait for each other's gradients.
+        the batch holds. So ranks never wait for each other's gradients.
         """
         with torch.no_grad():
             sam_embeddings, clip_features = batch.sam_embeddings, batch.clip_features
@@ -164,7 +164,7 @@ class AuraModel(PreTrainedModel):
         """The masks, and a zero that holds on to whatever was computed and is not in them."""
         count = len(seg_hidden)
         if count == 0:
-            # A stand-in object: modules that run on one rank only would stop ZeRO and DDP.
+            # A stand-in object, because modules that run on one rank only would stop ZeRO and DDP.
             seg_hidden, seg_image = seg_hidden.new_zeros(1, seg_hidden.shape[1]), seg_image.new_zeros(1)
         refined = self.prompt_encoder(seg_hidden)  # e_r [N, C]
         images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()
@@ -190,61 +190,6 @@ class AuraModel(PreTrainedModel):
             output = MaskOutput(**{name: value if value is None else value[:0] for name, value in vars(output).items()})
         unused = 0.0 * torch.stack([value.float().mean() for value in idle]).sum()
         return output, unused
-
-    # --- answers ------------------------------------------------------------------------------------------------------
-
-    def generate_answer(
-        self,
-        input_ids: torch.Tensor,
-        *,
-        clip_features: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        max_new_tokens: int = 256,
-        on_token: Callable[[int], None] | None = None,
-    ) -> Generation:
-        """Write one answer greedily, with a cache, one forward pass per token.
-
-        Args:
-            input_ids: int64 [1, L], the tokens that the cache does not hold yet.
-            clip_features: [1, T, C] where ``input_ids`` hold the image; ``None`` when a cache is continued.
-            past_key_values: The cache of the conversation so far; it is extended in place.
-            max_new_tokens: The answer is cut (and marked ``truncated``) after so many tokens.
-            on_token: Called with each new token, for streaming.
-        """
-        return generation.generate_answer(
-            self.mllm,
-            self._answer_tokens,
-            input_ids,
-            clip_features=clip_features,
-            past_key_values=past_key_values,
-            max_new_tokens=max_new_tokens,
-            on_token=on_token,
-        )
-
-    def generate_answers(
-        self, prompts: Sequence[Sequence[int]], *, clip_features: torch.Tensor, max_new_tokens: int = 256
-    ) -> list[Generation]:
-        """Answers to Q prompts about one image, as :meth:`generate_answer` would write each, but together.
-
-        What the prompts have in common from their start (system prompt and image) is read once; the rest is read and
-        the answers are written in batches of Q.
-
-        Args:
-            prompts: Q lists of ids, each with the image's placeholders; histories may differ.
-            clip_features: [1, T, C] of the one image.
-            max_new_tokens: As in :meth:`generate_answer`.
-
-        Raises:
-            ValueError: The prompts do not share all image placeholders.
-        """
-        return generation.generate_answers(
-            self.mllm, self._answer_tokens, prompts, clip_features=clip_features, max_new_tokens=max_new_tokens
-        )
-
-    @property
-    def _answer_tokens(self) -> AnswerTokens:
-        config = self.config
-        return AnswerTokens(config.seg_token_id, config.eos_token_id, config.image_token_id, config.seg_state)
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
@@ -278,7 +223,7 @@ class AuraModel(PreTrainedModel):
         return self
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
-        """Recompute the language model's layers in the backward pass; the frozen encoders have none."""
+        """Recompute the language model's layers in the backward pass. The frozen encoders have no backward pass."""
         settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
         self.mllm.language_model.gradient_checkpointing_enable(settings, **kwargs)
 
@@ -293,7 +238,7 @@ class AuraModel(PreTrainedModel):
         self.freeze()
 
     def merge_lora(self) -> None:
-        """Add the adapters into the weights they adapt; the model becomes one without adapters."""
+        """Add the adapters into the weights they adapt. The model then has no adapters."""
         self.mllm.merge_lora()
         self.config.lora = None
         self.freeze()
@@ -310,8 +255,8 @@ class AuraModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.freeze()  # loading replaces parameters, and with them what it said
         for parameter in model.parameters():
-            # Tensors lie in the file as they lie in memory; off a vector's boundary, CPUs sum in another order, and a
-            # model that was saved and loaded would not answer bit for bit as before.
+            # A tensor lies in memory as it lies in the file, and CPUs sum in another order off a vector's boundary. A
+            # model that was saved and loaded would then not answer bit for bit as before.
             if parameter.device.type == "cpu" and parameter.is_floating_point() and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
         return loaded
@@ -330,8 +275,8 @@ class AuraModel(PreTrainedModel):
     def encoder_fingerprint(self) -> str:
         """16 hex digits that tell these frozen encoders (weights, dtype, chosen layer) from others.
 
-        Up to 4096 evenly spread values of every tensor are hashed: two sets of weights that agree on those are the same
-        for any practical purpose, and a 7B model takes a moment, not a minute.
+        Up to 4096 evenly spread values of every tensor are hashed. Weights that agree on those are the same for any
+        practical purpose. A 7B model takes a moment, not a minute.
         """
         llava = self.config.llava_config
         digest = hashlib.sha256(json.dumps([llava.vision_feature_layer, llava.vision_feature_select_strategy]).encode())

@@ -1,4 +1,4 @@
-"""Greedy answers with a key-value cache: one at a time for chat, many per image in lockstep for evaluation.
+"""How answers are written, greedily and with a key-value cache: one for chat, many about one image for evaluation.
 
 Legend: Q prompts about one image, L tokens, T image features, C channels of CLIP, H hidden size, n ``[SEG]`` of an
 answer.
@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import Cache
 
+from aura.model.configuration import AuraConfig
 from aura.model.mllm import Mllm
-
-
-@dataclass(frozen=True)
-class AnswerTokens:
-    """The ids that matter while an answer is written, and which state stands for a ``[SEG]``."""
-
-    seg: int
-    eos: int
-    image: int
-    seg_state: str
 
 
 @dataclass
@@ -48,7 +40,7 @@ class Generation:
 class _Answer:
     """An answer while it is being written."""
 
-    tokens: AnswerTokens
+    config: AuraConfig
     limit: int
     ids: list[int] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)
@@ -56,7 +48,7 @@ class _Answer:
     def emit(self, token: int, state: torch.Tensor) -> bool:
         """Take the token that ``state`` [H] predicted; whether it must be read by the model as well."""
         self.ids.append(token)
-        if token == self.tokens.seg and self.tokens.seg_state == "before":
+        if token == self.config.seg_token_id and self.config.seg_state == "before":
             self.states.append(state)
         return not self.ended or self.awaits_state
 
@@ -67,131 +59,152 @@ class _Answer:
 
     @property
     def awaits_state(self) -> bool:
-        return self.tokens.seg_state == "at" and self.ids[-1] == self.tokens.seg
+        return self.config.seg_state == "at" and self.ids[-1] == self.config.seg_token_id
 
     @property
     def ended(self) -> bool:
-        return bool(self.ids) and (self.ids[-1] == self.tokens.eos or len(self.ids) >= self.limit)
+        return bool(self.ids) and (self.ids[-1] == self.config.eos_token_id or len(self.ids) >= self.limit)
 
     def finish(self, cache: Cache | None, empty: torch.Tensor) -> Generation:
         return Generation(
             token_ids=self.ids,
             seg_hidden=torch.stack(self.states) if self.states else empty,
             past_key_values=cache,
-            truncated=self.ids[-1] != self.tokens.eos,
+            truncated=self.ids[-1] != self.config.eos_token_id,
             pending_ids=[] if self.awaits_state else self.ids[-1:],
         )
 
 
-@torch.no_grad()
-def generate_answer(
-    mllm: Mllm,
-    tokens: AnswerTokens,
-    input_ids: torch.Tensor,
-    *,
-    clip_features: torch.Tensor | None = None,
-    past_key_values: Cache | None = None,
-    max_new_tokens: int = 256,
-    on_token: Callable[[int], None] | None = None,
-) -> Generation:
-    """See :meth:`aura.model.AuraModel.generate_answer`."""
-    _check_limit(max_new_tokens)
-    cache = mllm.new_cache() if past_key_values is None else past_key_values
-    state = mllm(input_ids, clip_features=clip_features, past_key_values=cache)[0, -1]
-    answer = _Answer(tokens, max_new_tokens)
-    while not answer.ended:
-        token = int(_likeliest(mllm, tokens, state))
-        must_read = answer.emit(token, state)
-        if on_token is not None:
-            on_token(token)
-        if must_read:
-            state = mllm(input_ids.new_tensor([[token]]), past_key_values=cache)[0, -1]
-            answer.read(state)
-    return answer.finish(cache, state.new_zeros(0, state.shape[-1]))
+class AnswerWriter:
+    """The part of :class:`~aura.model.AuraModel` that writes answers."""
 
+    config: Any  # an AuraConfig
+    mllm: Mllm
 
-@torch.no_grad()
-def generate_answers(
-    mllm: Mllm,
-    tokens: AnswerTokens,
-    prompts: Sequence[Sequence[int]],
-    *,
-    clip_features: torch.Tensor,
-    max_new_tokens: int = 256,
-) -> list[Generation]:
-    """See :meth:`aura.model.AuraModel.generate_answers`."""
-    _check_limit(max_new_tokens)
-    if not prompts:
-        return []
-    device = clip_features.device
-    prefix = _common_prefix(prompts)
-    rests = [list(prompt[prefix:]) for prompt in prompts]
-    if any(tokens.image in rest for rest in rests):
-        raise ValueError("the prompts differ before or inside the image; only prompts about one image share a prefix")
+    @torch.no_grad()
+    def generate_answer(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        clip_features: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        max_new_tokens: int = 256,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Write one answer.
 
-    cache = mllm.new_cache()
-    mllm(torch.tensor([prompts[0][:prefix]], device=device), clip_features=clip_features, past_key_values=cache)
-    if len(prompts) > 1:
-        cache.batch_repeat_interleave(len(prompts))
+        Args:
+            input_ids: int64 [1, L], the tokens that the cache does not hold yet.
+            clip_features: [1, T, C] where ``input_ids`` hold the image; ``None`` when a cache is continued.
+            past_key_values: The cache of the conversation so far. It is extended in place.
+            max_new_tokens: The answer is cut (and marked ``truncated``) after so many tokens.
+            on_token: Called with each new token, in order, for streaming.
 
-    ids, lengths = _pad_right(rests, device)
-    length = ids.shape[1]
-    steps = torch.arange(length, device=device)
-    readable = torch.cat([steps.new_ones(len(rests), prefix).bool(), steps < lengths[:, None]], dim=1)
-    causal = torch.ones(length, prefix + length, device=device).tril(prefix).bool()
-    hidden = mllm(
-        ids,
-        attention_mask=_additive(causal & readable[:, None, :]),
-        position_ids=(prefix + steps).expand(len(rests), -1),
-        past_key_values=cache,
-    )
-    states = hidden[torch.arange(len(rests), device=device), lengths - 1]
-    answers = [_Answer(tokens, max_new_tokens) for _ in prompts]
-    _decode_in_lockstep(mllm, answers, states, cache, readable, prefix + lengths)
-    return [answer.finish(None, states.new_zeros(0, states.shape[-1])) for answer in answers]
+        Raises:
+            ValueError: ``max_new_tokens`` is not positive, or placeholders and features differ in number.
+        """
+        mllm, answer = self.mllm, _Answer(self.config, _positive(max_new_tokens))
+        cache = mllm.new_cache() if past_key_values is None else past_key_values
+        state = mllm(input_ids, clip_features=clip_features, past_key_values=cache)[0, -1]
+        while not answer.ended:
+            token = int(self._likeliest(state))
+            must_read = answer.emit(token, state)
+            if on_token is not None:
+                on_token(token)
+            if must_read:
+                state = mllm(input_ids.new_tensor([[token]]), past_key_values=cache)[0, -1]
+                answer.read(state)
+        return answer.finish(cache, state.new_zeros(0, state.shape[-1]))
 
+    @torch.no_grad()
+    def generate_answers(
+        self, prompts: Sequence[Sequence[int]], *, clip_features: torch.Tensor, max_new_tokens: int = 256
+    ) -> list[Generation]:
+        """Write the answers to Q prompts about one image together; each is what :meth:`generate_answer` would write.
 
-def _decode_in_lockstep(
-    mllm: Mllm,
-    answers: list[_Answer],
-    states: torch.Tensor,  # [Q, H]
-    cache: Cache,
-    readable: torch.Tensor,  # [Q, keys] bool: False on the padding between a prompt and its answer
-    positions: torch.Tensor,  # [Q] position of the next token
-) -> None:
-    rows = list(range(len(answers)))  # the answer that each row of the tensors belongs to
-    while True:
-        choices = _likeliest(mllm, answers[0].tokens, states)
-        reading = []
-        for row, (number, token) in enumerate(zip(rows, choices.tolist(), strict=True)):
-            if not answers[number].ended and answers[number].emit(token, states[row]):
-                reading.append(row)
-        if not reading:
-            return
-        # Dropping a row copies the cache, so wait until it halves the work.
-        if len(reading) <= len(rows) // 2:
-            keep = torch.tensor(reading, device=states.device)
-            cache.batch_select_indices(keep)
-            rows = [rows[row] for row in reading]
-            readable, positions, choices = readable[keep], positions[keep], choices[keep]
-            reading = list(range(len(rows)))
-        readable = torch.cat([readable, readable.new_ones(len(rows), 1)], dim=1)
-        states = mllm(
-            choices[:, None],
-            attention_mask=_additive(readable[:, None, :]),
-            position_ids=positions[:, None],
+        The tokens that all prompts start with (system prompt and image) are read once. The rest is read, and the
+        answers are written, in batches of Q.
+
+        Args:
+            prompts: Q lists of ids, each with the image's placeholders; histories may differ.
+            clip_features: [1, T, C] of the one image.
+            max_new_tokens: As for :meth:`generate_answer`.
+
+        Raises:
+            ValueError: As :meth:`generate_answer`, or the prompts do not share all image placeholders.
+        """
+        answers = [_Answer(self.config, _positive(max_new_tokens)) for _ in prompts]
+        if not prompts:
+            return []
+        device = clip_features.device
+        prefix = _common_prefix(prompts)
+        rests = [list(prompt[prefix:]) for prompt in prompts]
+        if any(self.config.image_token_id in rest for rest in rests):
+            raise ValueError(
+                "the prompts differ before or inside the image; only prompts about one image share a prefix"
+            )
+
+        cache = self.mllm.new_cache()
+        shared = torch.tensor([prompts[0][:prefix]], device=device)
+        self.mllm(shared, clip_features=clip_features, past_key_values=cache)
+        if len(prompts) > 1:
+            cache.batch_repeat_interleave(len(prompts))
+
+        ids, lengths = _pad_right(rests, device)
+        length = ids.shape[1]
+        steps = torch.arange(length, device=device)
+        readable = torch.cat([steps.new_ones(len(rests), prefix).bool(), steps < lengths[:, None]], dim=1)
+        causal = torch.ones(length, prefix + length, device=device).tril(prefix).bool()
+        hidden = self.mllm(
+            ids,
+            attention_mask=_additive(causal & readable[:, None, :]),
+            position_ids=(prefix + steps).expand(len(rests), -1),
             past_key_values=cache,
-        )[:, -1]
-        positions = positions + 1
-        for row in reading:
-            answers[rows[row]].read(states[row])
+        )
+        states = hidden[torch.arange(len(rests), device=device), lengths - 1]  # [Q, H]
+        self._write_in_lockstep(answers, states, cache, readable, prefix + lengths)
+        return [answer.finish(None, states.new_zeros(0, states.shape[-1])) for answer in answers]
 
+    def _write_in_lockstep(
+        self,
+        answers: list[_Answer],
+        states: torch.Tensor,  # [Q, H]
+        cache: Cache,
+        readable: torch.Tensor,  # [Q, keys] bool: False on the padding between a prompt and its answer
+        positions: torch.Tensor,  # [Q] position of the next token
+    ) -> None:
+        rows = list(range(len(answers)))  # the answer that each row of the tensors belongs to
+        while True:
+            choices = self._likeliest(states)
+            reading = []
+            for row, (number, token) in enumerate(zip(rows, choices.tolist(), strict=True)):
+                if not answers[number].ended and answers[number].emit(token, states[row]):
+                    reading.append(row)
+            if not reading:
+                return
+            # Dropping a row copies the cache, so wait until it halves the work.
+            if len(reading) <= len(rows) // 2:
+                keep = torch.tensor(reading, device=states.device)
+                cache.batch_select_indices(keep)
+                rows = [rows[row] for row in reading]
+                readable, positions, choices = readable[keep], positions[keep], choices[keep]
+                reading = list(range(len(rows)))
+            readable = torch.cat([readable, readable.new_ones(len(rows), 1)], dim=1)
+            states = self.mllm(
+                choices[:, None],
+                attention_mask=_additive(readable[:, None, :]),
+                position_ids=positions[:, None],
+                past_key_values=cache,
+            )[:, -1]
+            positions = positions + 1
+            for row in reading:
+                answers[rows[row]].read(states[row])
 
-def _likeliest(mllm: Mllm, tokens: AnswerTokens, states: torch.Tensor) -> torch.Tensor:
-    """The next token after each state [..., H]: never the image's placeholder, which only an image may fill."""
-    logits: torch.Tensor = mllm.lm_head(states)
-    logits[..., tokens.image] = -torch.inf
-    return logits.argmax(-1)
+    def _likeliest(self, states: torch.Tensor) -> torch.Tensor:
+        """The most likely next token after states [..., H]; never the placeholder, which only an image may fill."""
+        logits = self.mllm.logits(states)
+        logits[..., self.config.image_token_id] = -torch.inf
+        return logits.argmax(-1)
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -219,6 +232,7 @@ def _additive(allowed: torch.Tensor) -> torch.Tensor:
     return mask.masked_fill_(~allowed, torch.finfo(torch.float16).min).unsqueeze(1)
 
 
-def _check_limit(max_new_tokens: int) -> None:
+def _positive(max_new_tokens: int) -> int:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")
+    return max_new_tokens

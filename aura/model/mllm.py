@@ -1,4 +1,4 @@
-"""The multimodal language model: LLaVA's parts, LoRA, and hidden states for every token.
+"""The multimodal language model, :class:`Mllm`: LLaVA's parts, called one by one, and its LoRA adapters.
 
 Legend: B images (packed sequences), L tokens, T image features, C channels of CLIP, H hidden size, V vocabulary.
 """
@@ -24,7 +24,7 @@ class Mllm(nn.Module):
     only, and image features that come from a cache.
 
     Args:
-        llava: The model whose parts to use; they are shared, not copied.
+        llava: The model whose parts are used. They are shared, not copied.
         lora: ``{"r", "alpha", "dropout", "targets"}`` or ``None``.
         image_token_merge: As in :class:`~aura.model.configuration.AuraConfig`; see :func:`widen_projector`.
     """
@@ -203,7 +203,7 @@ def packed_attention_mask(segment_ids: torch.Tensor, dtype: torch.dtype) -> torc
     """Additive mask [B, 1, L, L] of a packed batch: 0 where a token may look, the dtype's minimum elsewhere.
 
     A token sees itself and the earlier tokens of the shared prefix (segment 0) and of its own branch. Padding (-1) sees
-    padding alone, so that no row is empty. A float mask is right under every attention implementation; a bool mask is
+    padding alone, so that no row is empty. A float mask is right under every attention implementation. A bool mask is
     silently wrong under the eager one.
     """
     length = segment_ids.shape[1]

@@ -1,4 +1,6 @@
-"""The two occlusion modules of the paper (section 3.3); it names them, their layers are this project's choice.
+"""The two occlusion modules of the paper (section 3.3), E_OC and E_SO.
+
+The paper names them and what they learn. Their layers are this project's choice.
 
 Legend: N ``[SEG]`` objects, C channels of SAM's prompts, h w the mask decoder's output grid.
 """
@@ -27,9 +29,9 @@ class ZeroConv2d(nn.Conv2d):
 
 
 class OcclusionConditionEncoder(nn.Module):
-    """E_OC: e_r -> occlusion-aware embedding e_oa, and the occlusion rate.
+    """E_OC: the occlusion-aware embedding e_oa of an e_r, and the occlusion rate.
 
-    A residual MLP whose last layer starts at zero: training starts from e_oa = e_r, the model without this module.
+    It is a residual MLP whose last layer starts at zero. So training starts from e_oa = e_r, the model without E_OC.
     """
 
     def __init__(self, channels: int) -> None:
@@ -45,12 +47,12 @@ class OcclusionConditionEncoder(nn.Module):
 
 
 class SpatialOcclusionEncoder(nn.Module):
-    """E_SO: visible and amodal logits -> 3-class map (background, visible, occluded).
+    """E_SO: the 3-class map (background, visible, occluded) of visible and amodal logits.
 
     Two masks already imply such a map: with v and a the probabilities of visible and amodal, the classes have
     probabilities (1 - v)(1 - a), v and (1 - v) a, which sum to 1. The module gives the logarithm of these (up to a
     constant per pixel) plus a small convolutional stack that starts at zero. So its loss trains both decoders from the
-    first step, and the stack learns what single pixels cannot tell.
+    first step. The stack learns what single pixels cannot tell.
 
     Args:
         channels: Width of the convolutions.

@@ -1,7 +1,7 @@
-"""The language model's frozen linear layers in 8 or 4 bits (bitsandbytes); everything else keeps its precision.
+"""How the language model's frozen linear layers are held in 8 or 4 bits (bitsandbytes).
 
-What AURA trains or draws masks with is never quantised: adapters, embeddings, head, projector, CLIP, SAM and the
-occlusion modules. Blank masks are what quantising all of a model of this kind is known for.
+Everything else keeps its precision: adapters, embeddings, head, projector, CLIP, SAM and the occlusion modules. Blank
+masks are what quantising all of a model of this kind is known for.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def check_quantization(kind: str, device: torch.device | str | None = None) -> t
 
 
 def quantize_linears(language_model: Any, kind: Quantization, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace, in place and one by one, every linear layer inside the decoder layers; they come to lie on ``device``.
+    """Replace every linear layer inside the decoder layers, one by one and in place. The new ones lie on ``device``.
 
     The state dictionary afterwards holds the packed weights under their old names and nothing else;
     :func:`unpacked` gives the numbers they stand for.
@@ -188,9 +188,10 @@ def _first_line(error: Exception) -> str:
 
 
 def cast_as_it_runs(part: nn.Module) -> None:
-    """Compute in fp32 with weights that stay in bf16, one layer's at a time: half the memory where a CPU knows no bf16.
+    """Compute in fp32 with weights that stay in bf16, which halves the memory where a CPU knows no bf16.
 
-    Embeddings come out in fp32, and each linear layer of ``part`` casts its own weight; others are left as they are.
+    Embeddings come out in fp32. Each linear layer of ``part`` casts its own weight while it runs. Other layers are left
+    as they are.
     """
 
     def linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:

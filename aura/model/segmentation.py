@@ -1,4 +1,4 @@
-"""From a ``[SEG]`` state to masks: prompt encoder E_P and the call of SAM's mask decoder.
+"""The prompt encoder E_P, which turns ``[SEG]`` states into prompts, and the call of SAM's mask decoder.
 
 Legend: B images, N ``[SEG]`` objects of the whole batch, H hidden size of the language model, C SAM's prompt channels,
 g side of SAM's embedding grid, h w the decoder's output grid (4 g).
@@ -47,7 +47,7 @@ class PromptEncoder(nn.Module):
     Args:
         hidden_size: H of the language model.
         sam: SAM's own prompt encoder; frozen.
-        rescale: Rescale the states first. The projection's first layer could do the same, but starts as if all
+        rescale: Rescale the states first. The projection's first layer could do the same. But it starts as if all
             dimensions were alike, and learns slowly where they are not.
     """
 
@@ -87,7 +87,7 @@ def decode(
     """One mask per prompt, all N in one call.
 
     The decoder repeats the embedding for each prompt anyway, so handing it one already gathered image per prompt costs
-    nothing, and prompts of several images share the call.
+    nothing. Prompts of several images share the call.
 
     Args:
         decoder: SAM's mask decoder.
