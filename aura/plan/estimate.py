@@ -10,8 +10,8 @@ The memory of one GPU under DeepSpeed, with P parameters of which T are trained,
 | the same in fp32 | 8T | 12T/N | 12T/N | 12T/N |
 | reduction buckets | 0 | 2wb | 2wb | wb |
 
-b is DeepSpeed's bucket (``reduce_bucket_size``), allocated whole and twice where communication overlaps. Frozen weights
-have neither gradients nor optimizer state; quantised ones have less than a byte each.
+b is DeepSpeed's bucket (:data:`aura.config.REDUCE_BUCKET`), allocated whole and twice where communication overlaps.
+Frozen weights have neither gradients nor optimizer state; quantised ones have less than a byte each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from aura.config import Config, Precision
+from aura.config import REDUCE_BUCKET, Config, Precision
 from aura.model import AuraModel
 from aura.model.aura import PartSize
 from aura.model.configuration import AuraConfig
@@ -32,8 +32,6 @@ from aura.plan.activations import Workload
 from aura.plan.flops import Flops, step_flops
 
 GIB = 2**30
-BUCKET = 500_000_000
-"""Elements of DeepSpeed's reduction bucket on GPUs, as aura.train.engine sets it."""
 GATHERED = 1_000_000_000
 """Parameters that ZeRO 3 keeps whole at a time (``max_live_parameters``)."""
 RESERVE = 1.5 * GIB
@@ -144,7 +142,7 @@ class Plan:
             weights=min(weights, weights / n + gathered) if stage == 3 else weights,
             gradients=w * trained / (n if stage >= 2 else 1),
             optimizer=0.0 if train.offload_optimizer and stage else optimizer,
-            buckets=BUCKET * w * {0: 0, 1: 2, 2: 2, 3: 1}[stage],
+            buckets=REDUCE_BUCKET * w * {0: 0, 1: 2, 2: 2, 3: 1}[stage],
             activations=sum(kept.values()),
             working=activations.working(
                 self.architecture, self.work, value_bytes=w, checkpointing=recompute, encode=self.encodes

@@ -11,22 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aura.config import Config, Protocol, load_config
+from aura.config import SAME_NUMBERS, Config, Protocol, load_config
 from aura.evaluation.report import read_figures
 from aura.reproduction.paper import Variant
 
 CONFIGS = Path("configs")
-
-# Where a run lies, how it reports and how its work is stored change no number.
-_IGNORED = {
-    "model": {"allow_random"},
-    "data": {"feature_cache", "num_workers"},
-    "loss": set(),
-    "train": {
-        *("output_dir", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard"),
-        *("offload_optimizer", "gradient_checkpointing"),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +139,7 @@ def _read(layers: tuple[Path, ...]) -> Config:
 def differences(found: Config, wanted: Config, seed: int) -> list[str]:
     """Settings that change a run's numbers and differ, as ``train.steps 400, not 500``."""
     lines = []
-    for section, ignored in _IGNORED.items():
+    for section, ignored in SAME_NUMBERS.items():
         ours = {**vars(getattr(wanted, section)), **({"seed": seed} if section == "train" else {})}
         for key, value in vars(getattr(found, section)).items():
             if key not in ignored and value != ours[key]:

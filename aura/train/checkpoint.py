@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from aura.config import Config
+from aura.config import SAME_NUMBERS, Config
 from aura.files import plain_mode, write_json, write_text
 from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 from aura.types import Sample
@@ -29,16 +29,13 @@ from aura.types import Sample
 STATE = "state.json"
 FORMAT = 1
 
-UNIMPORTANT = {
-    "model": {"mllm", "vision_tower", "sam", "init_from", "allow_random"},
-    "data": {"train", "val", "feature_cache", "num_workers"},
-    "loss": set(),
-    "train": {
-        *("output_dir", "resume", "log_every", "validate_every", "validate_images", "checkpoint_every", "keep_last"),
-        *("tensorboard", "offload_optimizer", "gradient_checkpointing"),
-    },
+MAY_CHANGE = {
+    **SAME_NUMBERS,
+    "model": SAME_NUMBERS["model"] | {"mllm", "vision_tower", "sam", "init_from"},
+    "data": SAME_NUMBERS["data"] | {"train", "val"},
+    "train": SAME_NUMBERS["train"] | {"validate_every", "validate_images"},
 }
-"""Settings that a continued run may change: where things lie and how often they are done, not what is computed."""
+"""Settings that a continued run may change: those of no consequence, and names of what is compared by its content."""
 
 
 class Processor(Protocol):
@@ -66,8 +63,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        found = (re.fullmatch(r"step_(\d{6,})", p.name) for p in self.folder.glob("step_*") if (p / STATE).is_file())
-        return sorted(int(match[1]) for match in found if match)
+        return complete_steps(self.folder)
 
     def save(self, engine: Engine, state: Mapping[str, Any], own_state: Mapping[str, Any]) -> Path:
         """Write a checkpoint of the engine's current step; all processes call it together.
@@ -130,11 +126,23 @@ class Checkpoints:
             return None
         if resume != "auto":
             return _checkpoint_at(Path(resume))
-        pointer = self.folder / "latest"
-        named = self.folder / pointer.read_text().strip() if pointer.is_file() else None
-        if named is not None and (named / STATE).is_file():
-            return named
-        return self.path(steps[-1]) if steps else None
+        return newest(self.folder)
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a run's ``checkpoints`` folder, ascending."""
+    found = (re.fullmatch(r"step_(\d{6,})", p.name) for p in folder.glob("step_*") if (p / STATE).is_file())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that ``latest`` names in a run's ``checkpoints`` folder, else the last; ``None`` without any."""
+    pointer = folder / "latest"
+    named = folder / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+    if named is not None and (named / STATE).is_file():
+        return named
+    steps = complete_steps(folder)
+    return folder / f"step_{steps[-1]:06d}" if steps else None
 
 
 def superfluous(steps: Collection[int], keep_last: int, best: int | None) -> list[int]:
@@ -146,9 +154,8 @@ def _checkpoint_at(path: Path) -> Path:
     """``path`` itself if it is a checkpoint, or the newest of the run folder that it is."""
     if (path / STATE).is_file():
         return path
-    pointer = path / "checkpoints" / "latest"
-    if pointer.is_file():
-        return _checkpoint_at(pointer.parent / pointer.read_text().strip())
+    if (found := newest(path / "checkpoints")) is not None:
+        return found
     raise ValueError(f"train.resume: {path} is neither a checkpoint (no {STATE} in it) nor a run folder with one")
 
 
@@ -191,12 +198,12 @@ def identity(
     """What must be equal for a continued run to equal the uninterrupted one.
 
     The number of processes, digests of the training records and of the frozen weights (which are not in a checkpoint),
-    and every setting but :data:`UNIMPORTANT`, by dotted key. Call it before DeepSpeed takes the model.
+    and every setting but :data:`MAY_CHANGE`, by dotted key. Call it before DeepSpeed takes the model.
     """
     sections = dataclasses.asdict(config)
     chosen = {
-        name: {key: value for key, value in sections[name].items() if key not in unimportant}
-        for name, unimportant in UNIMPORTANT.items()
+        name: {key: value for key, value in sections[name].items() if key not in free}
+        for name, free in MAY_CHANGE.items()
     }
     records = hashlib.sha256()
     for sample in samples:

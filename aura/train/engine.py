@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from aura import environment
-from aura.config import TrainSettings
+from aura.config import REDUCE_BUCKET, TrainSettings
 from aura.devices import check_bf16, check_build
 from aura.model.quantize import unpacked
 
@@ -94,6 +94,7 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: s
     The scheduler counts optimizer steps; with warm-up W the first two steps run at lr 0 and the peak is step W + 2.
     """
     micro, accumulation = settings.micro_batch_size, settings.accumulation
+    bucket = REDUCE_BUCKET if device_type == "cuda" else 20_000_000  # the trainable part is far smaller on a CPU
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
@@ -116,9 +117,8 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: s
             "contiguous_gradients": True,
             "overlap_comm": device_type == "cuda",
             "reduce_scatter": True,
-            # Buckets are allocated whole; the trainable part is far smaller on a CPU.
-            "reduce_bucket_size": 500_000_000 if device_type == "cuda" else 20_000_000,
-            "allgather_bucket_size": 500_000_000 if device_type == "cuda" else 20_000_000,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         },
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,

@@ -28,7 +28,7 @@ from aura.data.processor import Processor
 from aura.files import plain_mode
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
-from aura.train.checkpoint import FROZEN, STATE, frozen_digest, read_state, replaced_folder
+from aura.train.checkpoint import FROZEN, STATE, frozen_digest, newest, read_state, replaced_folder
 from aura.train.engine import seed_everything, trained_weights
 from aura.weights.build import build_model
 
@@ -75,12 +75,9 @@ def choose_checkpoint(run: Path, choice: str) -> Chosen:
             raise ValueError(f"--checkpoint: {path} does not exist; give a checkpoint of {run}, or best or last")
         return Chosen(path, read_state(path, ANOTHER) if (path / STATE).is_file() else {})
     folder = run / "checkpoints"
-    steps = sorted(path.parent.name for path in folder.glob(f"step_*/{STATE}"))
-    if not steps:
+    last = newest(folder)
+    if last is None:
         raise ValueError(f"{folder} holds no complete checkpoint; train first, or give one with --checkpoint PATH")
-    pointer = folder / "latest"
-    named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-    last = folder / (named if named in steps else steps[-1])
     state = read_state(last, ANOTHER)
     best = state.get("best")
     if choice == "last" or not best or best["step"] == state["step"]:

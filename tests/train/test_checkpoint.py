@@ -20,6 +20,7 @@ from aura.train.checkpoint import (
     superfluous,
 )
 from aura.train.engine import Engine, start_process
+from aura.train.export import choose_checkpoint
 from aura.types import Sample
 
 SETTINGS = TrainSettings(steps=50, warmup_steps=2, accumulation=1, precision="fp32", zero_stage=0)
@@ -131,6 +132,8 @@ def test_lost_pointer_falls_back_to_the_newest(checkpoints, engine):
     shutil.rmtree(checkpoints.path(2))
     (checkpoints.folder / "latest").write_text("step_000002")
     assert checkpoints.find("auto") == checkpoints.path(1)
+    run = checkpoints.folder.parent
+    assert checkpoints.find(str(run)) == choose_checkpoint(run, "last").path == checkpoints.path(1)
 
 
 def test_going_back_forgets_what_came_after(checkpoints, engine):

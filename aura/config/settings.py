@@ -1,26 +1,30 @@
-"""Every setting of AURA: frozen dataclasses, YAML layers, dotted overrides. Imports no torch.
+"""Every setting of AURA, as frozen dataclasses that check themselves.
 
 The defaults are the paper's recipe for the 7B model (arXiv 2503.10225, section 5.1) and, where the paper is silent,
-LISA's. A YAML file or ``--section.key value`` changes only what it names::
-
-    train_ds.py --config configs/aura_7b.yaml --config configs/ablation/baseline.yaml --train.lr 3e-4
+LISA's.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
+
+SAME_NUMBERS = {
+    "model": {"allow_random"},
+    "data": {"feature_cache", "num_workers"},
+    "loss": set[str](),
+    "train": {
+        *("output_dir", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard"),
+        *("offload_optimizer", "gradient_checkpointing"),
+    },
+}
+"""Settings of where a run lies, what it tells and how it stores its work: a rerun may change them."""
+
+REDUCE_BUCKET = 500_000_000
+"""Elements of the buckets in which DeepSpeed reduces gradients on GPUs; they are allocated whole."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -289,96 +293,3 @@ class Config:
             masks == "both" or metric.partition(".")[0] not in {"visible", "amodal"} - {masks},
             f"train.best_metric is {metric}, which a model of {masks} masks lacks; set it to {masks}.giou_object",
         )
-
-
-def parse_config(argv: Sequence[str] | None = None, *, prog: str = "train_ds.py") -> Config:
-    """Read ``--config`` layers (in order) and dotted overrides into a :class:`Config`.
-
-    ``--print_config`` prints the resolved YAML and exits with 0. An unknown key, a wrong type or value, or a missing
-    file ends the program with code 2 and one line on stderr that names it.
-
-    Args:
-        argv: Arguments, ``sys.argv[1:]`` by default.
-        prog: Program name for the messages.
-    """
-    try:
-        config, print_it = _parse(sys.argv[1:] if argv is None else argv, prog)
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
-        print(f"{prog}: {_one_line(error)} (see {prog} --help)", file=sys.stderr)
-        sys.exit(2)
-    if print_it:
-        print(to_yaml(config), end="")
-        sys.exit(0)
-    return config
-
-
-def load_config(*paths: str | Path) -> Config:
-    """Read YAML files over the defaults, each over those before it.
-
-    Raises:
-        ValueError: With the files and the key, when one is missing or does not fit.
-    """
-    try:
-        return _parse([f"--config={path}" for path in paths], "config")[0]
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(f"{' + '.join(map(str, paths))}: {_one_line(error)}") from error
-
-
-def to_yaml(config: Config) -> str:
-    """The whole config as YAML that :func:`load_config` reads back to an equal :class:`Config`."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    text: str = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
-    return text
-
-
-def _parse(argv: Sequence[str], prog: str) -> tuple[Config, bool]:
-    parser = ArgumentParser(
-        prog=prog,
-        description="Train AURA. Later --config files and options win over earlier ones.",
-        epilog="Every option can stand in a YAML file: --train.lr 1e-3 is 'train: {lr: 1e-3}'.",
-        exit_on_error=False,
-        print_config=None,
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML layer; repeat it to put one over another")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved YAML and exit")
-    # The deepspeed launcher appends this; the engine reads the rank from the environment.
-    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-    for name, section in sections.items():
-        parser.add_class_arguments(section, name)
-    _check_layers(argv)
-    values = parser.instantiate(parser.parse_args(list(argv)))
-    return Config(**{name: getattr(values, name) for name in sections}), values.print_config
-
-
-def _check_layers(argv: Sequence[str]) -> None:
-    """Raise ``ValueError``, with the file, for a layer whose form is not that of settings: the parser's own message
-    names neither the file nor the section."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", action="append", default=[], type=Path)
-    for path in finder.parse_known_args(list(argv))[0].config:
-        try:
-            layer = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
-        _check_sections(layer, Config, f"{path}: ")
-
-
-def _check_sections(value: Any, section: type, where: str, prefix: str = "") -> None:
-    if not isinstance(value, dict):
-        name = prefix.rstrip(".") or "the file"
-        raise ValueError(f"{where}{name} must hold settings, 'name: value' line by line, not {value!r:.60}")
-    inner: dict[str, Any] = {
-        f.name: f.default_factory for f in dataclasses.fields(section) if dataclasses.is_dataclass(f.default_factory)
-    }
-    for name in value.keys() & inner.keys():
-        _check_sections(value[name], inner[name], where, f"{prefix}{name}.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
