@@ -35,7 +35,9 @@ from rich.table import Column, Table
 from aura.datagen.checks.rules import PairChecker
 from aura.datagen.generate import Run
 from aura.datagen.settings import api_settings
-from aura.datagen.store.store import ImageEntry, Recipe, Source, Store
+from aura.datagen.store.images import ImageEntry, Source
+from aura.datagen.store.jobs import Recipe
+from aura.datagen.store.store import Store
 from aura.files import write_text
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
@@ -114,7 +116,7 @@ def bench(number: int, url: str, concurrency: int, folder: Path) -> dict[str, An
         file.unlink()
     with Store.create(project / "project.sqlite", sources=[Source("none", str(project))]) as store:
         began = time.perf_counter()
-        store.add_images(entries(number))
+        store.images.add(entries(number))
         init_seconds, before = time.perf_counter() - began, peak()
         api = {"model": MODEL, "base_url": url, "concurrency": concurrency}
         generator = make_generator("openai", api_settings(api))

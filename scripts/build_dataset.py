@@ -101,7 +101,7 @@ def generate(settings: ProjectSettings, options: Namespace) -> int:
         if options.dry_run:
             return _dry_run(store, settings, options.limit)
         if options.retry_failed:
-            _say(f"{store.retry_failed()} failed images are tried again")
+            _say(f"{store.jobs.retry_failed()} failed images are tried again")
         if options.export_jsonl:
             return _export_jsonl(store, settings, options)
         if options.import_jsonl:
@@ -115,7 +115,7 @@ def generate(settings: ProjectSettings, options: Namespace) -> int:
         )
         if summary.stopped:
             CONSOLE.print(Text(f"stopped: {summary.stopped}", style="yellow"), soft_wrap=True)
-        for image_id, reason, detail in store.failures(5):
+        for image_id, reason, detail in store.jobs.failures(5):
             CONSOLE.print(Text(f"image {image_id} failed: {reason}: {detail}", style="red"), soft_wrap=True)
         if status.images["failed"]:
             _say(f"{status.images['failed']} images failed in all; generate --retry-failed tries them again")
@@ -138,7 +138,7 @@ async def _generate(store: Store, settings: ProjectSettings, limit: int | None) 
     )
     status = store.status()
     with _bar("images") as bar:
-        task = bar.add_task("images", completed=status.images["generated"], total=store.num_images())
+        task = bar.add_task("images", completed=status.images["generated"], total=store.images.count())
 
         def show(summary: RunSummary) -> None:
             text = f"{summary.pairs} pairs, cost {summary.cost:.2f}"
@@ -188,7 +188,7 @@ def _import_jsonl(store: Store, settings: ProjectSettings, paths: list[str]) -> 
     with _bar("answers") as bar:
         books = Books(store, check=checks_of(settings), settings=run_settings_of(settings))
         for path in paths:
-            answers = import_jsonl(path, store.waiting(recipe), api)
+            answers = import_jsonl(path, store.jobs.waiting(recipe), api)
             for request, came in bar.track(answers, description=Path(path).name):
                 books.settle_waiting(request, came, recipe)
     return books.summary
@@ -221,7 +221,7 @@ def _dry_run(store: Store, settings: ProjectSettings, limit: int | None) -> int:
 
 def _requests(store: Store, settings: ProjectSettings, limit: int | None) -> Iterator[GenerationRequest]:
     """What a run would ask now about each image that waits."""
-    return islice(store.waiting(recipe_of(settings)), limit)
+    return islice(store.jobs.waiting(recipe_of(settings)), limit)
 
 
 # --- check and status -------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _requests(store: Store, settings: ProjectSettings, limit: int | None) -> Ite
 def check(settings: ProjectSettings, options: Namespace) -> int:
     """Run the checks again over the pairs in review."""
     with open_project(settings) as store, _bar("images") as bar:
-        task = bar.add_task("images", total=store.num_images())
+        task = bar.add_task("images", total=store.images.count())
         changed = recheck(store, settings, lambda done: bar.update(task, completed=done))
         status = store.status()
     _say(f"{changed} pairs have other problems than before; {status.flagged} pairs in review have any")
@@ -247,7 +247,7 @@ def status(settings: ProjectSettings, options: Namespace) -> int:
     """How far the project is."""
     with open_project(settings) as store:
         figures, report = store.status(), status_report(store)
-        failures = store.failures(5)
+        failures = store.jobs.failures(5)
     if options.json:
         print(json.dumps(report, indent=1))
         return 0

@@ -52,18 +52,18 @@ def _on_store(command: Callable[[Store, ProjectSettings, Namespace], None]) -> C
 
 def add_annotator(store: Store, settings: ProjectSettings, options: Namespace) -> None:
     """Add people; with --if-missing those who are there keep their token."""
-    known = {person.name.casefold() for person in store.reviews.annotators()}
+    known = {person.name.casefold() for person in store.annotators.all()}
     for name in options.names:
         if options.if_missing and " ".join(name.split()).casefold() in known:
             print(f"{name} is there already; `{PROG} new-token {name!r}` replaces a lost token", file=sys.stderr)
             continue
-        _tell(name, store.reviews.add_annotator(name))
+        _tell(name, store.annotators.add(name))
 
 
 def new_token(store: Store, settings: ProjectSettings, options: Namespace) -> None:
     """Replace lost tokens; sessions that run with the old ones end."""
     for name in options.names:
-        _tell(name, store.reviews.new_token(name))
+        _tell(name, store.annotators.new_token(name))
 
 
 def _tell(name: str, token: str) -> None:
@@ -75,19 +75,19 @@ def _tell(name: str, token: str) -> None:
 def activate(store: Store, settings: ProjectSettings, options: Namespace) -> None:
     """Let people log in again."""
     for name in options.names:
-        store.reviews.set_active(name, True)
+        store.annotators.set_active(name, True)
 
 
 def deactivate(store: Store, settings: ProjectSettings, options: Namespace) -> None:
     """Take people out of the review; what they said stays."""
     for name in options.names:
-        store.reviews.set_active(name, False)
+        store.annotators.set_active(name, False)
 
 
 def list_annotators(store: Store, settings: ProjectSettings, options: Namespace) -> None:
     """Show who there is and how far they are."""
     table = Table("name", "judged", "disputes decided", "waiting", "")
-    for row in store.reviews.progress():
+    for row in store.queues.progress():
         counts = [str(number) for number in (row.judged, row.decided, row.waiting)]
         table.add_row(row.annotator.name, *counts, "" if row.annotator.active else "inactive")
     Console(highlight=False).print(table)

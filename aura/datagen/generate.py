@@ -22,7 +22,8 @@ from aura.datagen.records import (
     PairDraft,
     PairProblem,
 )
-from aura.datagen.store.store import Job, Recipe, Store
+from aura.datagen.store.jobs import Job, Recipe
+from aura.datagen.store.store import Store
 from aura.formats.sources import AnnotatedImage
 
 CHECK_EVERY = 2.0
@@ -94,11 +95,11 @@ class Books:
         self, request: GenerationRequest, came: GenerationResult | GenerationFailure, recipe: Recipe
     ) -> None:
         """Store what came back for an image that nobody works on; passed over if somebody does, or asks otherwise."""
-        job = self.store.claim_image(request.image.image_id, recipe)
+        job = self.store.jobs.claim_image(request.image.image_id, recipe)
         if job is not None and job.key == request.key:
             self.settle(job, came)
         elif job is not None:
-            self.store.release(job)
+            self.store.jobs.release(job)
 
     def _answer(self, job: Job, result: GenerationResult) -> None:
         problems: Sequence[Sequence[PairProblem]] = ()
@@ -106,7 +107,7 @@ class Books:
             rejected = {draft for draft, _ in job.rejected}
             kept = [draft for draft in job.context if draft not in rejected] if job.round else None
             problems = self.check(job.image, result.pairs, kept)
-        if not self.store.answer(job, result, problems, send_back=self.settings.send_back):
+        if not self.store.answers.take(job, result, problems, send_back=self.settings.send_back):
             self.summary.duplicates += 1
             return
         self.summary.answered += 1
@@ -121,7 +122,7 @@ class Books:
         settings = self.settings
         delay = settings.retry_delay * 2 ** max(job.attempt - 1, 0)
         self.summary.cost += failure.cost
-        if self.store.fail(job, failure, max_attempts=settings.max_attempts, delay=delay):
+        if self.store.answers.fail(job, failure, max_attempts=settings.max_attempts, delay=delay):
             self.summary.retried += 1
         else:
             self.summary.failed += 1
@@ -177,7 +178,7 @@ class Run(Books):
                 taken += len(claimed)
                 running |= {asyncio.create_task(self._work(job)): job for job in claimed}
                 if not running:
-                    wait = None if self._ends(taken) else self.store.seconds_to_next()
+                    wait = None if self._ends(taken) else self.store.jobs.seconds_to_next()
                     if wait is None:
                         break
                     await asyncio.sleep(min(wait, CHECK_EVERY))
@@ -190,7 +191,7 @@ class Run(Books):
                         self.stop(f"an unexpected error: {task.exception()!r}")
                 if time.monotonic() - renewed > self.settings.lease_seconds / 4:
                     renewed = time.monotonic()
-                    self.store.renew(running.values(), self.settings.lease_seconds)
+                    self.store.jobs.renew(running.values(), self.settings.lease_seconds)
         finally:
             for task in running:
                 task.cancel()
@@ -209,7 +210,7 @@ class Run(Books):
     def _claim(self, free: int) -> list[Job]:
         if free <= 0 or self.summary.stopped is not None:
             return []
-        return self.store.claim(self.recipe, limit=free, lease_seconds=self.settings.lease_seconds)
+        return self.store.jobs.claim(self.recipe, limit=free, lease_seconds=self.settings.lease_seconds)
 
     async def _work(self, job: Job) -> None:
         """One job from the call to the stored answer."""
@@ -218,7 +219,7 @@ class Run(Books):
         except GenerationError as error:
             self.settle(job, error.failure)
         except GenerationStopped as stopped:
-            self.store.release(job)
+            self.store.jobs.release(job)
             self.stop(str(stopped))
             self.progress(self.summary)
         else:

@@ -15,7 +15,9 @@ from aura.datagen.records import PairDraft, PairProblem
 from aura.datagen.settings import ProjectSettings, api_settings
 from aura.datagen.splits import divide
 from aura.datagen.staging import Progress, Staging, silent
-from aura.datagen.store.store import ImageEntry, Recipe, Source, Store
+from aura.datagen.store.images import ImageEntry, Source
+from aura.datagen.store.jobs import Recipe
+from aura.datagen.store.store import Store
 from aura.formats.sources import AnnotatedImage
 
 
@@ -53,12 +55,12 @@ def init_project(settings: ProjectSettings, *, progress: Progress = silent) -> I
     exists = settings.database.exists()
     store = Store.open(settings.database) if exists else Store.create(settings.database, sources=sources)
     with store:
-        store.set_sources(sources)
+        store.images.set_sources(sources)
         store.database.set_meta("licenses", staging.licenses)
-        added = store.add_images(_entries(staging, progress))
-        if store.num_images() != len(staging):
+        added = store.images.add(_entries(staging, progress))
+        if store.images.count() != len(staging):
             raise ValueError(
-                f"{store.path}: the project holds {store.num_images()} images, these settings name {len(staging)}; "
+                f"{store.path}: the project holds {store.images.count()} images, these settings name {len(staging)}; "
                 "start a new project for another choice of images"
             )
         store.database.set_meta("settings", _resolved(settings, staging.layouts))
@@ -93,7 +95,7 @@ def open_project(settings: ProjectSettings) -> Store:
     if not store.database.meta("complete", False):
         store.close()
         raise ValueError(f"{settings.database}: init was interrupted; run it again to complete the project")
-    store.set_sources([Source(s.annotations, s.images) for s in settings.sources])
+    store.images.set_sources([Source(s.annotations, s.images) for s in settings.sources])
     return store
 
 
@@ -165,8 +167,8 @@ def run_settings_of(settings: ProjectSettings, *, max_images: int | None = None)
 def recheck(store: Store, settings: ProjectSettings, progress: Callable[[int], None] = lambda done: None) -> int:
     """Run the checks again over every pair that is not decided; returns how many pairs have other problems now."""
     changed = 0
-    for done, stored in enumerate(store.images(), start=1):
-        pairs = store.pairs(stored.image.image_id)
+    for done, stored in enumerate(store.images.all(), start=1):
+        pairs = store.pairs.of(stored.image.image_id)
         place = {pair.id: number for number, pair in enumerate(pairs)}
         drafts = [
             PairDraft(p.text.question, p.text.answer, p.text.objects, None if p.follows is None else place[p.follows])
@@ -176,6 +178,6 @@ def recheck(store: Store, settings: ProjectSettings, progress: Callable[[int], N
             found = PairChecker(stored.image, settings.checks).check_all(drafts)
             for pair, problems in zip(pairs, found, strict=True):
                 if pair.state == "in_review":
-                    changed += store.set_problems(pair.id, pair.version, problems)
+                    changed += store.pairs.set_problems(pair.id, pair.version, problems)
         progress(done)
     return changed

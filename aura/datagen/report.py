@@ -21,7 +21,7 @@ def status_report(store: Store) -> dict[str, Any]:
                 "decided": p.decided,
                 "waiting": p.waiting,
             }
-            for p in store.reviews.progress()
+            for p in store.queues.progress()
         ],
         "agreement": {
             "pairs": agreement.pairs,

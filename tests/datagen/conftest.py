@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from aura.datagen.records import GenerationResult, PairDraft, PairProblem
-from aura.datagen.store.store import ImageEntry, Job, Recipe, Source, Store
+from aura.datagen.store.images import ImageEntry, Source
+from aura.datagen.store.jobs import Job, Recipe
+from aura.datagen.store.store import Store
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
 from aura.types import AmodalObject
@@ -80,8 +82,8 @@ def make_store(tmp_path: Path, clock: Clock) -> Callable[..., Store]:
 
     def make(number: int = 3, name: str = "project.sqlite") -> Store:
         store = Store.create(tmp_path / name, sources=[Source("annotations.json", str(tmp_path / "pictures"))])
-        store.clock = clock
-        store.add_images(
+        store.database.clock = clock
+        store.images.add(
             ImageEntry(
                 annotated(i),
                 "test" if i % 3 == 0 else "train",
@@ -121,8 +123,8 @@ def in_review(make_store, recipe, result_of) -> Callable[..., Store]:
 
     def make(number: int = 1) -> Store:
         store = make_store(number)
-        for job in store.claim(recipe, limit=number):
-            assert store.answer(job, result_of(job))
+        for job in store.jobs.claim(recipe, limit=number):
+            assert store.answers.take(job, result_of(job))
         return store
 
     return make

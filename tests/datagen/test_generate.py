@@ -81,7 +81,7 @@ def test_failures_are_retried_and_the_others_go_on(make_store, recipe):
     store, generator = make_store(5), Fake(script)
     summary = run(store, generator, recipe, max_attempts=3)
     assert (summary.answered, summary.failed, summary.retried) == (3, 2, 4)
-    assert {s.image.image_id: s.state for s in store.images()} == {
+    assert {s.image.image_id: s.state for s in store.images.all()} == {
         1: "generated", 2: "generated", 3: "failed", 4: "failed", 5: "generated"
     }  # fmt: skip
     assert store.cost() == pytest.approx(summary.cost) == pytest.approx(1.6)
@@ -93,7 +93,7 @@ def test_waits_for_what_is_to_be_retried(make_store, recipe, clock):
 
     async def both():
         task = asyncio.create_task(Run(store, generator, recipe, settings=RunSettings(retry_delay=0.2)).run())
-        while not store.seconds_to_next():
+        while not store.jobs.seconds_to_next():
             await asyncio.sleep(0.001)
         clock.now += 0.2
         return await task
@@ -152,7 +152,7 @@ def test_pairs_that_fail_their_checks_go_back_once(make_store, recipe):
     assert second[1] == ["What is useful anew, 0?"] and second[2] == ["What is useful, 0?", "What is useful, 2?"]
     again = next(r for r in generator.asked if r.rejected)
     assert again.pairs == 1 and again.rejected[0][1][0].code == "length" and len(again.context) == 3
-    assert [p.version for p in store.pairs(1)] == [1, 2, 1] and store.status().flagged == 0
+    assert [p.version for p in store.pairs.of(1)] == [1, 2, 1] and store.status().flagged == 0
 
 
 def test_what_was_paid_for_is_not_asked_again(make_store, recipe):

@@ -57,10 +57,10 @@ def store_of(tmp_path) -> Store:
 def accept_all(tmp_path) -> None:
     with store_of(tmp_path) as store:
         for name in ("Ann", "Bo"):
-            store.reviews.add_annotator(name)
-        for annotator in store.reviews.annotators():
-            while item := store.reviews.next(annotator):
-                store.reviews.submit(annotator, item.pair_id, "accept", version=store.pair(item.pair_id).version)
+            store.annotators.add(name)
+        for annotator in store.annotators.all():
+            while item := store.queues.next(annotator):
+                store.reviews.submit(annotator, item.pair_id, "accept", version=store.pairs.get(item.pair_id).version)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_regions_of_two_cocoa_files_are_numbered_through_and_stuff_is_a_setting(
     Path(second["annotations"]).write_text(json.dumps(content))
     assert build(["init", configure(first, second)]) == 0
     with store_of(tmp_path) as store:
-        found = {i.image.image_id: [(o.id, o.category) for o in i.image.objects] for i in store.images()}
+        found = {i.image.image_id: [(o.id, o.category) for o in i.image.objects] for i in store.images.all()}
     assert found == {7: [(1, "cup"), (2, "table"), (3, "grass")], 107: [(4, "cup"), (5, "table")]}
 
 
@@ -126,7 +126,7 @@ def test_sources_that_number_alike_are_moved_apart(build, configure, place, tmp_
     assert not (tmp_path / "project").exists()
     assert build(["init", configure(first, {**second, "id_offset": 1000})]) == 0
     with store_of(tmp_path) as store:
-        ids = {i.image.image_id: [(o.id, o.occluded_by) for o in i.image.objects] for i in store.images()}
+        ids = {i.image.image_id: [(o.id, o.occluded_by) for o in i.image.objects] for i in store.images.all()}
     assert ids == {7: [(1, ()), (2, (1,))], 1007: [(1001, ()), (1002, (1001,))]}
     (tmp_path / "list.txt").write_text("000007.png\n")
     arguments = ["init", f"--project={tmp_path / 'other'}", f"--split.train_list={tmp_path / 'list.txt'}"]
@@ -224,8 +224,8 @@ def test_a_batch_project_from_annotations_to_a_release(build, batch_option, serv
     assert figures["cost"] == pytest.approx(9 * (1000 * 2 + 200 * 10) / 1e6 / 2)
     assert build(["check", batch_option]) == 0 and "0 pairs have other problems" in capsys.readouterr().out
     with store_of(tmp_path) as store:
-        rewritten = [p for i in store.images() for p in store.pairs(i.image.image_id) if p.version == 2]
-        assert len(rewritten) == 1 and len(store.history(rewritten[0].id)) == 2
+        rewritten = [p for i in store.images.all() for p in store.pairs.of(i.image.image_id) if p.version == 2]
+        assert len(rewritten) == 1 and len(store.pairs.history(rewritten[0].id)) == 2
     accept_all(tmp_path)
     assert build(["export", batch_option]) == 0
     data = AmodalReasonSeg.load(tmp_path / "out" / "1" / "train.json")

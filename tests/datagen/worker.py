@@ -16,7 +16,8 @@ from pathlib import Path
 
 from aura.datagen.generate import Run, RunSettings
 from aura.datagen.records import GenerationRequest, GenerationResult, PairDraft
-from aura.datagen.store.store import Recipe, Store
+from aura.datagen.store.jobs import Recipe
+from aura.datagen.store.store import Store
 
 PROJECT, PAID, MOMENT, NUMBER = (*sys.argv[1:], "", "0")[:4]
 passed = {"before": 0, "paid": 0, "stored": 0}

@@ -109,9 +109,9 @@ def test_from_annotations_to_a_release(build, config, tmp_path, capsys):
     assert build(["export", option]) == 2 and "no pair is ready to be released" in capsys.readouterr().err
     with open_store(tmp_path) as store:
         for name in ("Ann", "Bo"):
-            store.reviews.add_annotator(name)
-        for annotator in store.reviews.annotators():
-            while item := store.reviews.next(annotator):
+            store.annotators.add(name)
+        for annotator in store.annotators.all():
+            while item := store.queues.next(annotator):
                 store.reviews.submit(annotator, item.pair_id, "accept", version=1)
     assert build(["status", option]) == 0
     shown = capsys.readouterr().out
@@ -141,12 +141,12 @@ def test_a_run_that_is_killed_goes_on_where_it_was(config, tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", slow], cwd=ROOT).returncode == -signal.SIGKILL
     with Store.open(path) as store:
-        before = {i: store.pairs(i) for i in (1, 2, 3)}
+        before = {i: store.pairs.of(i) for i in (1, 2, 3)}
         assert all(before.values()) and store.status().images["generated"] == 3
     subprocess.run([sys.executable, str(SCRIPT), "generate", f"--config={tmp_path / 'config.yaml'}"], check=True)
     with Store.open(path) as store:
         assert store.status().images["generated"] == 8 and store.status().in_doubt == 1
-        assert {i: store.pairs(i) for i in (1, 2, 3)} == before
+        assert {i: store.pairs.of(i) for i in (1, 2, 3)} == before
 
 
 def test_ctrl_c_finishes_what_is_under_way(config, tmp_path):

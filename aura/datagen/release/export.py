@@ -151,7 +151,7 @@ class _Writer:
         """Name -> (number, supercategory), over the whole project: the sources' numbers, then the next free ones."""
         numbers: dict[str, int] = {}
         names: dict[str, str] = {}
-        for stored in self.store.images():
+        for stored in self.store.images.all():
             numbers.update(stored.image.category_ids)
             names.update({o.category: o.supercategory for o in stored.image.objects})
         following = max(numbers.values(), default=0) + 1
@@ -176,7 +176,7 @@ class _Writer:
         if self.settings.pictures == "copy":
             return f"images/{split}"
         used = self.store.database.rows("SELECT DISTINCT source FROM images WHERE split = ?", [split])
-        folders = {self.store.sources[row["source"]].images for row in used}
+        folders = {self.store.images.sources[row["source"]].images for row in used}
         if len(folders) > 1:
             raise ValueError(f"the split {split!r} has pictures in several folders; set export.pictures=copy")
         return Path(os.path.relpath(folders.pop(), self.final)).as_posix()

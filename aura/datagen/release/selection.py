@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from aura.datagen.settings import ExportSettings
+from aura.datagen.store.images import StoredImage
 from aura.datagen.store.pairs import Pair, conversations_of
-from aura.datagen.store.store import Store, StoredImage
+from aura.datagen.store.store import Store
 from aura.types import SEG_TOKEN, Conversation, Turn
 
 
@@ -29,13 +30,13 @@ class Selection:
         self.settings = settings
         self.names = {
             person.name: person.name if settings.annotator_names else f"annotator-{number}"
-            for number, person in enumerate(store.reviews.annotators(), start=1)
+            for number, person in enumerate(store.annotators.all(), start=1)
         }
 
     def images(self, split: str, left_out: Counter[str] | None = None) -> Iterator[ReleasedImage]:
         """The images of a split; ``left_out`` counts what is passed over, by reason."""
         counter: Counter[str] = Counter() if left_out is None else left_out
-        for stored in self.store.images():
+        for stored in self.store.images.all():
             if stored.split != split:
                 continue
             conversations = tuple(self._conversations(stored, counter))
@@ -45,7 +46,7 @@ class Selection:
                 counter["images without a pair to release"] += 1
 
     def _conversations(self, stored: StoredImage, left_out: Counter[str]) -> Iterator[Conversation]:
-        for pairs in conversations_of(self.store.pairs(stored.image.image_id)):
+        for pairs in conversations_of(self.store.pairs.of(stored.image.image_id)):
             kept = self._kept(pairs, left_out)
             if kept:
                 turns = tuple(Turn(p.text.question, p.text.answer, p.text.objects) for p in kept)
@@ -70,18 +71,18 @@ class Selection:
         # Annotators cannot let such a pair pass; a generator can.
         if pair.text.answer.count(SEG_TOKEN) != len(pair.text.objects) or not pair.text.question.strip():
             return "pairs with a broken form"
-        known = self.store.object_ids(pair.image_id)
+        known = self.store.images.object_ids(pair.image_id)
         return None if known.issuperset(pair.text.objects) else "pairs with a broken form"
 
     def _provenance(self, pair: Pair) -> dict[str, Any]:
         """Where a pair comes from: who wrote it, who judged it and how, and every text that it had besides."""
-        history = self.store.history(pair.id)
+        history = self.store.pairs.history(pair.id)
         verdicts = [v for v in self.store.reviews.verdicts(pair.id) if not v.replaced]
         return {
             "pair": pair.id,
             "state": pair.state,
             "version": pair.version,
-            **self.store.origin(history[0]),
+            **self.store.pairs.origin(history[0]),
             "problems": [problem.code for problem in pair.current.problems],
             "verdicts": [
                 {

@@ -42,7 +42,7 @@ class Access:
         """The active annotator whose session this is, if it is one that still holds."""
         try:
             number, mark = self._sessions.loads(cookie or "", max_age=SESSION_SECONDS)
-            annotator = self.store.reviews.annotator(int(number))
+            annotator = self.store.annotators.get(int(number))
         except (BadData, KeyError, TypeError, ValueError):
             return None
         return annotator if annotator.active and _same(str(mark), self._mark(annotator)) else None

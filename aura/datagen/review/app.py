@@ -89,7 +89,7 @@ def serve(
             "through ssh or an https proxy, see docs/review.md",
             file=sys.stderr,
         )
-    if not store.reviews.annotators():
+    if not store.annotators.all():
         print("nobody can log in yet: add people with scripts/review.py add-annotator NAME", file=sys.stderr)
     config = uvicorn.Config(
         app,

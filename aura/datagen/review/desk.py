@@ -13,10 +13,11 @@ from aura.datagen.checks.rules import CheckSettings, PairChecker
 from aura.datagen.records import PairDraft, PairProblem
 from aura.datagen.store.agreement import DECISIONS, Decision, PairText, same_text
 from aura.datagen.store.annotators import Annotator
+from aura.datagen.store.images import StoredImage
 from aura.datagen.store.pairs import Conflict, Pair
 from aura.datagen.store.queues import QueueItem
 from aura.datagen.store.reviews import OUTCOMES, Draft, Task
-from aura.datagen.store.store import Store, StoredImage
+from aura.datagen.store.store import Store
 from aura.types import Turn
 
 QUEUE = 500
@@ -114,7 +115,7 @@ class Desk:
         self.image = lru_cache(maxsize=32)(self._read_image)
 
     def _read_image(self, image_id: int) -> StoredImage:
-        return self.store.image(image_id)
+        return self.store.images.get(image_id)
 
     def _make_checker(self, image_id: int) -> PairChecker:
         return PairChecker(self.image(image_id).image, self.checks)
@@ -127,7 +128,7 @@ class Desk:
         """What the checks say about a text in the place of a pair's."""
         earlier = [
             PairDraft(other.text.question, other.text.answer, other.text.objects, other.follows)
-            for other in self.store.pairs(pair.image_id)
+            for other in self.store.pairs.of(pair.image_id)
             if other.position < pair.position and other.state != "rejected"
         ]
         draft = PairDraft(text.question, text.answer, text.objects, pair.follows)
@@ -155,11 +156,11 @@ class Desk:
         return Typed.of(self._text_of(task.pair, task.own.text_version), task.own.note)
 
     def _text_of(self, pair: Pair, version: int) -> PairText:
-        return next(v.text for v in self.store.history(pair.id) if v.version == version)
+        return next(v.text for v in self.store.pairs.history(pair.id) if v.version == version)
 
     def following(self, annotator: Annotator, pair_id: int | None) -> QueueItem | None:
         """What comes after a pair in the annotator's queue, from the start again at its end."""
-        queue = self.reviews.queue(annotator, QUEUE)
+        queue = self.store.queues.of(annotator, QUEUE)
         place = next((i for i, item in enumerate(queue) if item.pair_id == pair_id), -1)
         turned = [*queue[place + 1 :], *queue[: max(place, 0)]]
         return turned[0] if turned else None
@@ -182,7 +183,7 @@ class Desk:
 
     def discard(self, annotator: Annotator, pair_id: int) -> None:
         """Forget the draft of a pair."""
-        self.reviews.save_draft(annotator, pair_id, self.store.pair(pair_id).version, {})
+        self.reviews.save_draft(annotator, pair_id, self.store.pairs.get(pair_id).version, {})
 
     def _meet_draft(self, draft: Draft | None, typed: Typed, base: Base) -> None:
         if draft_state(draft) == base.draft or draft is None or draft.content in ({}, typed.content()):
@@ -253,7 +254,7 @@ class Desk:
         try:
             return self.reviews.task(annotator, pair_id)
         except Conflict as conflict:
-            raise self._too_late(annotator, self.store.pair(pair_id)) from conflict
+            raise self._too_late(annotator, self.store.pairs.get(pair_id)) from conflict
 
     def _too_late(self, annotator: Annotator, pair: Pair) -> Collision:
         if pair.decided:

@@ -53,7 +53,7 @@ class Member:
             status,
             annotator=self.annotator,
             form_token=self.access.form_token(self.annotator),
-            waiting=self.desk.reviews.num_waiting(self.annotator),
+            waiting=self.desk.store.queues.num_waiting(self.annotator),
             **context,
         )
 

@@ -27,7 +27,7 @@ def picture(member: Reading, image_id: Id) -> Response:
         stored = member.desk.image(image_id)
     except KeyError:
         return not_found(member, "There is no such picture in this project.")
-    folders = [source.images for source in member.desk.store.sources]
+    folders = [source.images for source in member.desk.store.images.sources]
     path = stored.picture.resolve()
     inside = any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
     try:

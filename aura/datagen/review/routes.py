@@ -82,7 +82,7 @@ def log_in(
     access: Access = request.app.state.access
     if not access.login_token_holds(request.cookies.get(LOGIN_COOKIE), form_token):
         return _login_page(request, own_page(to), failed=True)
-    annotator = access.store.reviews.authenticate(token)
+    annotator = access.store.annotators.authenticate(token)
     if annotator is None:
         return _login_page(request, own_page(to), failed=True)
     response = go(own_page(to))
@@ -113,9 +113,9 @@ def log_out(member: Changing) -> Response:
 @router.get("/")
 def queue_page(member: Reading) -> Response:
     """What waits for the annotator, and what they did last."""
-    items = member.desk.reviews.queue(member.annotator, 20)
-    questions = {item.pair_id: member.desk.store.pair(item.pair_id).text.question for item in items}
-    own = next(row for row in member.desk.reviews.progress() if row.annotator.id == member.annotator.id)
+    items = member.desk.store.queues.of(member.annotator, 20)
+    questions = {item.pair_id: member.desk.store.pairs.get(item.pair_id).text.question for item in items}
+    own = next(row for row in member.desk.store.queues.progress() if row.annotator.id == member.annotator.id)
     return member.page(
         "queue.html", items=items, questions=questions, own=own, latest=own_verdicts(member.desk, member.annotator)
     )
@@ -171,7 +171,7 @@ def _review(
 
 def _closed(member: Member, pair_id: int, message: str) -> Response:
     """A pair that this annotator cannot judge: all about it once it is decided, nothing before."""
-    pair = member.desk.store.pair(pair_id)
+    pair = member.desk.store.pairs.get(pair_id)
     draft = member.desk.reviews.draft(member.annotator, pair_id)
     lost = Typed.read(draft.content) if draft is not None and draft.content else None
     if not pair.decided:
@@ -230,11 +230,11 @@ def _collided(member: Member, pair_id: int, form: PairForm, typed: Typed, collis
     desk = member.desk
     base = collision.base
     if collision.reason not in ("draft", "text"):
-        version = desk.store.pair(pair_id).version
+        version = desk.store.pairs.get(pair_id).version
         desk.reviews.save_draft(member.annotator, pair_id, version, typed.content())
         if base is not None:
             base = desk.view(member.annotator, pair_id).base
-    image_id = desk.store.pair(pair_id).image_id
+    image_id = desk.store.pairs.get(pair_id).image_id
     return member.page(
         "compare.html",
         200 if collision.reason == "text" else 409,
@@ -268,7 +268,7 @@ def keep(member: Changing, pair_id: Id, sent: TypedNow) -> Response:
     desk = member.desk
     typed = Typed(sent.question, sent.answer, tuple(sent.objects), sent.note)
     try:
-        pair = desk.store.pair(pair_id)
+        pair = desk.store.pairs.get(pair_id)
     except KeyError:
         return JSONResponse({"error": "There is no such pair in this project."}, 404)
     on_page = page_objects(desk.checker(pair.image_id).facts, [sent.order])

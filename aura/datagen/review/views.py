@@ -240,7 +240,7 @@ class History:
 
 def history(desk: Desk, pair: Pair) -> History:
     """Every version and verdict of a pair; for the eyes of anybody once it is decided."""
-    versions = desk.store.history(pair.id)
+    versions = desk.store.pairs.history(pair.id)
     texts = [pair.text.objects, *(v.text.objects for v in versions)]
     on_page = page_objects(desk.checker(pair.image_id).facts, texts)
     image = desk.image(pair.image_id).image
@@ -277,8 +277,8 @@ class Dashboard:
 
 def dashboard(store: Store) -> Dashboard:
     """Figures of the whole project; they tell nothing about a pair that is still open."""
-    reviews = store.reviews
-    return Dashboard(store.status(), tuple(reviews.progress()), reviews.agreement(), reviews.reviewers)
+    queues = store.queues
+    return Dashboard(store.status(), tuple(queues.progress()), store.reviews.agreement(), queues.reviewers)
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def own_verdicts(desk: Desk, annotator: Annotator, limit: int = 10) -> tuple[Own
     """The annotator's latest verdicts; ``open``: the pair is not decided, so that the verdict can be changed."""
     found = []
     for verdict in desk.reviews.recent(annotator, limit):
-        pair = desk.store.pair(verdict.pair_id)
+        pair = desk.store.pairs.get(verdict.pair_id)
         changeable = not pair.decided and not pair.disputed
         found.append(Own(pair.id, pair.text.question, verdict.decision, changeable))
     return tuple(found)

@@ -1,1 +1,1 @@
-"""A project's SQLite store: images, jobs, answers, pairs, reviews. Open ``store.py`` first."""
+"""A project's SQLite store: images, jobs, answers, pairs, annotators, queues, reviews. Open ``store.py`` first."""

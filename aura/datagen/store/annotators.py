@@ -8,7 +8,8 @@ import secrets
 from dataclasses import dataclass
 from sqlite3 import Row
 
-from aura.datagen.store.pairs import GENERATOR_AUTHOR, PairTable
+from aura.datagen.store.database import Database
+from aura.datagen.store.pairs import GENERATOR_AUTHOR
 
 MAX_NAME = 60
 
@@ -22,14 +23,13 @@ class Annotator:
     active: bool
 
 
-class AnnotatorTable:
-    """The annotators of the project that ``table`` reads."""
+class Annotators:
+    """The annotators of a project: adding them, and telling who they are."""
 
-    def __init__(self, table: PairTable) -> None:
-        self.table = table
-        self.database = table.database
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
-    def add_annotator(self, name: str) -> str:
+    def add(self, name: str) -> str:
         """Add a person and return their token, which is kept only as a salted hash and cannot be shown again.
 
         Raises:
@@ -42,11 +42,11 @@ class AnnotatorTable:
         with self.database.write() as cursor:
             if self.database.row("SELECT 1 FROM annotators WHERE name = ?", [name]):
                 raise ValueError(
-                    f"{self.table.path}: there is an annotator {name!r}; new_token() replaces a lost token"
+                    f"{self.database.path}: there is an annotator {name!r}; new_token() replaces a lost token"
                 )
             cursor.execute(
                 "INSERT INTO annotators (name, salt, token_hash, created) VALUES (?, ?, ?, ?)",
-                [name, salt, _hash(secret, salt), self.table.clock()],
+                [name, salt, _hash(secret, salt), self.database.clock()],
             )
             return f"{cursor.lastrowid}.{secret}"
 
@@ -56,7 +56,7 @@ class AnnotatorTable:
         Raises:
             KeyError: No such annotator.
         """
-        annotator = self.annotator(name)
+        annotator = self.get(name)
         secret, salt = secrets.token_urlsafe(24), secrets.token_bytes(16)
         with self.database.write() as cursor:
             cursor.execute(
@@ -71,15 +71,15 @@ class AnnotatorTable:
         Raises:
             KeyError: No such annotator.
         """
-        annotator = self.annotator(name)
+        annotator = self.get(name)
         with self.database.write() as cursor:
             cursor.execute("UPDATE annotators SET active = ? WHERE id = ?", [active, annotator.id])
 
-    def annotators(self) -> list[Annotator]:
+    def all(self) -> list[Annotator]:
         """All, in the order they were added."""
         return [_annotator(row) for row in self.database.rows("SELECT * FROM annotators ORDER BY id")]
 
-    def annotator(self, name: str | int) -> Annotator:
+    def get(self, name: str | int) -> Annotator:
         """One, by name or by id.
 
         Raises:
@@ -88,7 +88,7 @@ class AnnotatorTable:
         column = "id" if isinstance(name, int) else "name"
         row = self.database.row(f"SELECT * FROM annotators WHERE {column} = ?", [name])
         if row is None:
-            raise KeyError(f"{self.table.path}: no annotator {name!r}")
+            raise KeyError(f"{self.database.path}: no annotator {name!r}")
         return _annotator(row)
 
     def authenticate(self, token: str) -> Annotator | None:

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from sqlite3 import Cursor, Row
 
 from aura.datagen.records import GenerationFailure, GenerationResult, PairProblem
-from aura.datagen.store.jobs import Job, JobTable
-from aura.datagen.store.pairs import GENERATOR_AUTHOR, text_of
+from aura.datagen.store.database import Database
+from aura.datagen.store.jobs import Job, Jobs
+from aura.datagen.store.pairs import GENERATOR_AUTHOR, Pairs, text_of
 
 
-class AnswerTable(JobTable):
-    """Ending jobs."""
+class Answers:
+    """What generators answered: ending jobs with pairs, or with the reason why there are none."""
 
-    def answer(
+    def __init__(self, database: Database, jobs: Jobs, pairs: Pairs) -> None:
+        self.database, self.jobs, self.pairs = database, jobs, pairs
+
+    def take(
         self,
         job: Job,
         result: GenerationResult,
@@ -41,7 +45,7 @@ class AnswerTable(JobTable):
             row = self._job_row(cursor, job)
             wanted = row["state"] == "pending" and row["round"] == job.round
             reused = job.answer is not None
-            self._end_call(cursor, job, ("reused" if reused else "answered") if wanted else "duplicate")
+            self.jobs.end_call(cursor, job, ("reused" if reused else "answered") if wanted else "duplicate")
             self._charge(cursor, job, result, free=reused)
             cursor.execute(
                 "UPDATE calls SET generator = ?, model = ?, prompt_version = ?, finish_reason = ?, pairs = ? "
@@ -60,7 +64,7 @@ class AnswerTable(JobTable):
             # Another process may have taken the job after its lease ended; its answer will be a duplicate.
             cursor.execute(
                 "UPDATE calls SET outcome = 'lost', finished = ? WHERE image = ? AND outcome = 'open'",
-                [self.clock(), job.order],
+                [self.database.clock(), job.order],
             )
             if job.round == 0:
                 again = self._insert_pairs(cursor, job, result, found, send_back)
@@ -108,7 +112,7 @@ class AnswerTable(JobTable):
                 ],
             )
             ids.append(int(cursor.lastrowid or 0))
-            self.add_version(
+            self.pairs.add_version(
                 ids[-1], text_of(draft), author=GENERATOR_AUTHOR, reason="generated", problems=found, call=job.call
             )
         return any(failed)
@@ -117,9 +121,9 @@ class AnswerTable(JobTable):
         self, cursor: Cursor, job: Job, result: GenerationResult, problems: Sequence[Sequence[PairProblem]]
     ) -> None:
         """Put the pairs of a second answer in the place of those that went back, in order; what is missing stays."""
-        old = [pair for pair in self.pairs(job.image.image_id) if pair.state == "failed"]
+        old = [pair for pair in self.pairs.of(job.image.image_id) if pair.state == "failed"]
         for pair, draft, found in zip(old, result.pairs, problems, strict=False):
-            version = self.add_version(
+            version = self.pairs.add_version(
                 pair.id,
                 text_of(draft),
                 author=GENERATOR_AUTHOR,
@@ -147,17 +151,17 @@ class AnswerTable(JobTable):
         """
         with self.database.write() as cursor:
             row = self._job_row(cursor, job)
-            self._end_call(cursor, job, "failed")
+            self.jobs.end_call(cursor, job, "failed")
             self._charge(cursor, job, failure)
             cursor.execute(
                 "UPDATE calls SET reason = ?, detail = ? WHERE id = ?", [failure.reason, failure.detail, job.call]
             )
-            if row["owner"] != self.owner or row["state"] != "pending" or row["round"] != job.round:
+            if row["owner"] != self.jobs.owner or row["state"] != "pending" or row["round"] != job.round:
                 return False
             if failure.retryable and row["attempts"] < max_attempts:
                 cursor.execute(
                     "UPDATE images SET owner = NULL, lease = NULL, not_before = ? WHERE id = ?",
-                    [self.clock() + delay, job.order],
+                    [self.database.clock() + delay, job.order],
                 )
                 return True
             if job.round:

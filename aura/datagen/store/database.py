@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ class Database:
     """One connection to a project file, shared by the threads of a process; a transaction holds it to its end.
 
     Write-ahead logging, so that readers and one writer do not wait for each other; every commit is flushed to disk.
-    SQLite's locks do not hold on network file systems: the file belongs on a local disk.
+    SQLite's locks do not hold on network file systems: the file belongs on a local disk. ``clock`` gives the seconds
+    since 1970 that the tables write down.
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
@@ -150,6 +152,7 @@ class Database:
             ValueError: It does not exist, exists already (``create``), is no project or one of another version.
         """
         self.path = Path(path)
+        self.clock: Callable[[], float] = time.time
         if create and self.path.exists():
             raise ValueError(f"{self.path}: exists already; choose another file for a new project")
         if not create and not self.path.is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlite3 import Row
 from typing import Any
 
-from aura.datagen.store.pairs import PairTable, PairVersion
+from aura.datagen.store.database import Database
 from aura.formats.sources import AnnotatedImage
 from aura.types import AmodalObject
 
@@ -53,13 +53,11 @@ class StoredImage:
     state: str
 
 
-class ImageTable(PairTable):
-    """Adding and reading images."""
+class Images:
+    """The images of a project: adding and reading them."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that the project was made with."""
-        return dict(self.database.meta("settings", {}))
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -74,14 +72,14 @@ class ImageTable(PairTable):
         """
         if len(sources) != len(self.sources):
             raise ValueError(
-                f"{self.path}: the project was made from {len(self.sources)} annotation files and {len(sources)} are "
-                "given; start a new project for other data"
+                f"{self.database.path}: the project was made from {len(self.sources)} annotation files and "
+                f"{len(sources)} are given; start a new project for other data"
             )
         if tuple(sources) != self.sources:
             self.database.set_meta("sources", [asdict(source) for source in sources])
             del self.sources
 
-    def add_images(self, entries: Iterable[ImageEntry]) -> int:
+    def add(self, entries: Iterable[ImageEntry]) -> int:
         """Add the images that are not there yet, and return how many those were.
 
         Raises:
@@ -135,15 +133,15 @@ class ImageTable(PairTable):
         ]
         if different:
             raise ValueError(
-                f"{self.path}: image {entry.image.image_id} ({entry.image.file_name}) is there already, "
+                f"{self.database.path}: image {entry.image.image_id} ({entry.image.file_name}) is there already, "
                 f"{' and '.join(different)}; start a new project for changed data, and give every image its own id"
             )
 
-    def num_images(self) -> int:
+    def count(self) -> int:
         """How many images the project holds."""
         return int(self.database.value("SELECT count(*) FROM images"))
 
-    def image(self, image_id: int) -> StoredImage:
+    def get(self, image_id: int) -> StoredImage:
         """One image, by the annotation file's id.
 
         Raises:
@@ -151,22 +149,26 @@ class ImageTable(PairTable):
         """
         return self._stored(self._image_row(image_id))
 
-    def images(self) -> Iterator[StoredImage]:
+    def all(self) -> Iterator[StoredImage]:
         """All images in their order, a few in memory at a time; others may write meanwhile."""
         last = 0
         while rows := self.database.rows("SELECT * FROM images WHERE id > ? ORDER BY id LIMIT ?", [last, CHUNK]):
             yield from map(self._stored, rows)
             last = rows[-1]["id"]
 
-    def origin(self, version: PairVersion) -> dict[str, str]:
-        """Generator, model and prompt version that a version came from; empty for one that a person wrote."""
-        row = self.database.row("SELECT generator, model, prompt_version FROM calls WHERE id = ?", [version.call])
-        return {} if row is None else {key: row[key] for key in row.keys()}  # noqa: SIM118
+    def object_ids(self, image_id: int) -> frozenset[int]:
+        """The annotation ids of an image's objects; empty for an unknown image."""
+        ids = self.database.value("SELECT object_ids FROM images WHERE image_id = ?", [image_id])
+        return frozenset(json.loads(ids or "[]"))
+
+    def picture(self, row: Row) -> Path:
+        """Where the picture of a row of the table lies now."""
+        return Path(self.sources[row["source"]].images) / row["file_name"]
 
     def _image_row(self, image_id: int) -> Row:
         row = self.database.row("SELECT * FROM images WHERE image_id = ?", [image_id])
         if row is None:
-            raise KeyError(f"{self.path}: no image {image_id}")
+            raise KeyError(f"{self.database.path}: no image {image_id}")
         return row
 
     def _stored(self, row: Row) -> StoredImage:
@@ -174,13 +176,10 @@ class ImageTable(PairTable):
             order=row["id"],
             image=read_image(row["record"]),
             split=row["split"],
-            picture=self._picture(row),
+            picture=self.picture(row),
             picture_sha256=row["picture_sha256"],
             state=row["state"],
         )
-
-    def _picture(self, row: Row) -> Path:
-        return Path(self.sources[row["source"]].images) / row["file_name"]
 
 
 def _content(image: AnnotatedImage) -> str:

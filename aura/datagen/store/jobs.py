@@ -7,8 +7,7 @@ moment: what was under way is taken again by whoever asks next.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from sqlite3 import Cursor, Row
@@ -16,8 +15,9 @@ from typing import Any
 
 from aura.datagen.records import GenerationRequest, GenerationResult, PairDraft, RejectedPair
 from aura.datagen.store.database import Database
-from aura.datagen.store.images import CHUNK, ImageTable, digest_of, read_image
+from aura.datagen.store.images import CHUNK, Images, digest_of, read_image
 from aura.datagen.store.leases import is_dead, own_name
+from aura.datagen.store.pairs import Pairs
 from aura.formats.sources import AnnotatedImage
 
 
@@ -65,11 +65,11 @@ class _Work:
     rejected: tuple[RejectedPair, ...]
 
 
-class JobTable(ImageTable):
-    """Claiming jobs; ``owner`` is the name of this process."""
+class Jobs:
+    """The jobs of a project: claiming them, and giving them back. ``owner`` is the name of this process."""
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(database, clock=clock)
+    def __init__(self, database: Database, images: Images, pairs: Pairs) -> None:
+        self.database, self.images, self.pairs = database, images, pairs
         self.owner = own_name()
 
     def claim(self, recipe: Recipe, *, limit: int = 1, lease_seconds: float = 300.0) -> list[Job]:
@@ -77,9 +77,9 @@ class JobTable(ImageTable):
 
         Leases that expired, and those of processes of this machine that have died, are taken again; the calls that were
         under way count as lost. Renew the lease of what takes longer (:meth:`renew`); end every job with
-        :meth:`answer`, :meth:`fail` or :meth:`release`.
+        :meth:`release`, or with ``take`` or ``fail`` of :class:`~aura.datagen.store.answers.Answers`.
         """
-        now = self.clock()
+        now = self.database.clock()
         with self.database.write() as cursor:
             self._take_back(cursor, now)
             rows = cursor.execute(
@@ -91,7 +91,7 @@ class JobTable(ImageTable):
 
     def claim_image(self, image_id: int, recipe: Recipe, *, lease_seconds: float = 300.0) -> Job | None:
         """Take one image that waits, as :meth:`claim` does; ``None`` if it does not wait, or somebody has it."""
-        now = self.clock()
+        now = self.database.clock()
         with self.database.write() as cursor:
             sql = "SELECT * FROM images WHERE state = 'pending' AND owner IS NULL AND image_id = ?"
             row = cursor.execute(sql, [image_id]).fetchone()
@@ -100,7 +100,7 @@ class JobTable(ImageTable):
     def waiting(self, recipe: Recipe) -> Iterator[GenerationRequest]:
         """What is to be asked about the images that nobody works on, a few in memory at a time; takes none."""
         with self.database.write() as cursor:
-            self._take_back(cursor, self.clock())
+            self._take_back(cursor, self.database.clock())
         last = 0
         sql = "SELECT * FROM images WHERE state = 'pending' AND owner IS NULL AND id > ? ORDER BY id LIMIT ?"
         while rows := self.database.rows(sql, [last, CHUNK]):
@@ -109,7 +109,7 @@ class JobTable(ImageTable):
                 work = self._work(row, recipe)
                 yield GenerationRequest(
                     image=read_image(row["record"]),
-                    picture=self._picture(row),
+                    picture=self.images.picture(row),
                     pairs=len(work.rejected) or recipe.pairs,
                     rejected=work.rejected,
                     context=work.context,
@@ -156,7 +156,7 @@ class JobTable(ImageTable):
             round=row["round"],
             attempt=row["attempts"] + 1,
             image=read_image(row["record"]),
-            picture=self._picture(row),
+            picture=self.images.picture(row),
             pairs=len(work.rejected) or recipe.pairs,
             rejected=work.rejected,
             context=work.context,
@@ -170,7 +170,7 @@ class JobTable(ImageTable):
 
     def _sent_back(self, image_id: int) -> tuple[tuple[PairDraft, ...], tuple[RejectedPair, ...]]:
         """All pairs of an image, and those that failed with what is wrong, by position."""
-        pairs = self.pairs(image_id)
+        pairs = self.pairs.of(image_id)
         index = {pair.id: number for number, pair in enumerate(pairs)}
         drafts = tuple(
             PairDraft(p.text.question, p.text.answer, p.text.objects, None if p.follows is None else index[p.follows])
@@ -181,7 +181,7 @@ class JobTable(ImageTable):
 
     def renew(self, jobs: Iterable[Job], lease_seconds: float = 300.0) -> None:
         """Hold jobs of this process for longer; those that others have taken meanwhile stay theirs."""
-        lease = self.clock() + lease_seconds
+        lease = self.database.clock() + lease_seconds
         with self.database.write() as cursor:
             cursor.executemany(
                 "UPDATE images SET lease = ? WHERE id = ? AND owner = ?",
@@ -191,7 +191,7 @@ class JobTable(ImageTable):
     def release(self, job: Job) -> None:
         """Give back a job that nothing was sent for."""
         with self.database.write() as cursor:
-            self._end_call(cursor, job, "not_sent")
+            self.end_call(cursor, job, "not_sent")
             cursor.execute(
                 "UPDATE images SET owner = NULL, lease = NULL, attempts = attempts - 1 WHERE id = ? AND owner = ?",
                 [job.order, self.owner],
@@ -208,7 +208,7 @@ class JobTable(ImageTable):
 
     def seconds_to_next(self) -> float | None:
         """How long until :meth:`claim` may find another job; ``None`` if none is left, 0 if there is one now."""
-        now = self.clock()
+        now = self.database.clock()
         due = self.database.value(
             "SELECT min(CASE WHEN owner IS NULL THEN not_before ELSE lease END) FROM images "
             "WHERE state = 'pending' AND (owner IS NULL OR owner <> ?)",
@@ -216,8 +216,18 @@ class JobTable(ImageTable):
         )
         return None if due is None else max(0.0, float(due) - now)
 
-    def _end_call(self, cursor: Cursor, job: Job, outcome: str) -> None:
-        cursor.execute("UPDATE calls SET outcome = ?, finished = ? WHERE id = ?", [outcome, self.clock(), job.call])
+    def failures(self, limit: int = 20) -> list[tuple[int, str, str]]:
+        """(image id, reason, detail) of the first jobs that failed for good."""
+        rows = self.database.rows(
+            "SELECT image_id, reason, detail FROM images WHERE state = 'failed' ORDER BY id LIMIT ?", [limit]
+        )
+        return [(row["image_id"], row["reason"], row["detail"]) for row in rows]
+
+    def end_call(self, cursor: Cursor, job: Job, outcome: str) -> None:
+        """Write down how a job's call ended."""
+        cursor.execute(
+            "UPDATE calls SET outcome = ?, finished = ? WHERE id = ?", [outcome, self.database.clock(), job.call]
+        )
 
 
 def _read_result(call: Row, image_id: int) -> GenerationResult:

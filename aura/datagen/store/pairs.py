@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from sqlite3 import Row
 from typing import Literal
 
@@ -89,24 +87,18 @@ def conversations_of(pairs: Sequence[Pair]) -> list[list[Pair]]:
     return list(found.values())
 
 
-class PairTable:
-    """Reading pairs, and writing versions. ``clock`` gives seconds since 1970."""
+class Pairs:
+    """The pairs of a project: reading them, and writing versions."""
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self.clock = clock
 
-    @property
-    def path(self) -> Path:
-        """The project's file."""
-        return self.database.path
-
-    def pairs(self, image_id: int) -> list[Pair]:
+    def of(self, image_id: int) -> list[Pair]:
         """The pairs of an image, by position; empty for an image without any (or an unknown one)."""
         rows = self.database.rows(f"{_PAIRS} WHERE i.image_id = ? ORDER BY p.position", [image_id])
         return [_pair(row) for row in rows]
 
-    def pair(self, pair_id: int) -> Pair:
+    def get(self, pair_id: int) -> Pair:
         """One pair.
 
         Raises:
@@ -114,7 +106,7 @@ class PairTable:
         """
         row = self.database.row(f"{_PAIRS} WHERE p.id = ?", [pair_id])
         if row is None:
-            raise KeyError(f"{self.path}: no pair {pair_id}")
+            raise KeyError(f"{self.database.path}: no pair {pair_id}")
         return _pair(row)
 
     def history(self, pair_id: int) -> list[PairVersion]:
@@ -122,10 +114,10 @@ class PairTable:
         rows = self.database.rows("SELECT * FROM pair_versions WHERE pair = ? ORDER BY version", [pair_id])
         return [_version(row) for row in rows]
 
-    def object_ids(self, image_id: int) -> frozenset[int]:
-        """The annotation ids of an image's objects; empty for an unknown image."""
-        ids = self.database.value("SELECT object_ids FROM images WHERE image_id = ?", [image_id])
-        return frozenset(json.loads(ids or "[]"))
+    def origin(self, version: PairVersion) -> dict[str, str]:
+        """Generator, model and prompt version that a version came from; empty for one that a person wrote."""
+        row = self.database.row("SELECT generator, model, prompt_version FROM calls WHERE id = ?", [version.call])
+        return {} if row is None else {key: row[key] for key in row.keys()}  # noqa: SIM118
 
     def add_version(
         self,
@@ -155,7 +147,7 @@ class PairTable:
                     reason,
                     _problems_json(problems),
                     call,
-                    self.clock(),
+                    self.database.clock(),
                 ],
             )
         return int(number)

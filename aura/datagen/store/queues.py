@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from aura.datagen.store.annotators import Annotator, AnnotatorTable
+from aura.datagen.store.annotators import Annotator, Annotators
+from aura.datagen.store.database import Database
 
 DEFAULT_REVIEWERS = 2
 
@@ -38,15 +39,18 @@ class AnnotatorProgress:
     waiting: int
 
 
-class QueueTable(AnnotatorTable):
-    """Everybody's queue. ``reviewers``: verdicts that a pair needs, kept in the project."""
+class Queues:
+    """The queues of a project, one for each annotator."""
+
+    def __init__(self, database: Database, annotators: Annotators) -> None:
+        self.database, self.annotators = database, annotators
 
     @property
     def reviewers(self) -> int:
         """Annotators who judge each pair without seeing each other's verdict."""
         return int(self.database.meta("reviewers", DEFAULT_REVIEWERS))
 
-    def queue(self, annotator: Annotator, limit: int = 50) -> list[QueueItem]:
+    def of(self, annotator: Annotator, limit: int = 50) -> list[QueueItem]:
         """What waits for an annotator: disputes to decide first, then pairs to judge, image by image."""
         found: list[QueueItem] = []
         for kind, sql, values in self._waiting(annotator):
@@ -57,7 +61,7 @@ class QueueTable(AnnotatorTable):
 
     def next(self, annotator: Annotator, *, after: int | None = None) -> QueueItem | None:
         """The first of the queue other than the pair ``after``."""
-        return next((item for item in self.queue(annotator, 2) if item.pair_id != after), None)
+        return next((item for item in self.of(annotator, 2) if item.pair_id != after), None)
 
     def num_waiting(self, annotator: Annotator) -> int:
         """Length of the queue."""
@@ -66,7 +70,7 @@ class QueueTable(AnnotatorTable):
 
     def _waiting(self, annotator: Annotator) -> list[tuple[Kind, str, list[int]]]:
         """The queries of what waits for an annotator, each with its values; none for an inactive one."""
-        active = [a.id for a in self.annotators() if a.active]
+        active = [a.id for a in self.annotators.all() if a.active]
         if annotator.id not in active:
             return []
         turn = [active.index(annotator.id), len(active), self.reviewers, self.reviewers]
@@ -79,7 +83,8 @@ class QueueTable(AnnotatorTable):
             "SELECT annotator, final, count(*) AS n FROM verdicts WHERE replaced = 0 GROUP BY annotator, final"
         ):
             counts[row["annotator"], row["final"]] = row["n"]
-        return [AnnotatorProgress(a, counts[a.id, 0], counts[a.id, 1], self.num_waiting(a)) for a in self.annotators()]
+        people = self.annotators.all()
+        return [AnnotatorProgress(a, counts[a.id, 0], counts[a.id, 1], self.num_waiting(a)) for a in people]
 
     def num_disputed(self) -> int:
         """Pairs that wait for somebody to decide."""

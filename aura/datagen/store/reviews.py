@@ -24,9 +24,11 @@ from aura.datagen.store.agreement import (
     measure,
     same_text,
 )
-from aura.datagen.store.annotators import Annotator
-from aura.datagen.store.pairs import Conflict, Pair, PairState, PairVersion
-from aura.datagen.store.queues import Kind, QueueTable
+from aura.datagen.store.annotators import Annotator, Annotators
+from aura.datagen.store.database import Database
+from aura.datagen.store.images import Images
+from aura.datagen.store.pairs import Conflict, Pair, Pairs, PairState, PairVersion
+from aura.datagen.store.queues import Kind, Queues
 from aura.types import Turn
 
 OUTCOMES: dict[Decision, PairState] = {"accept": "accepted", "edit": "changed", "reject": "rejected"}
@@ -86,8 +88,14 @@ class Task:
     draft: Draft | None
 
 
-class Reviews(QueueTable):
-    """Annotators, queues and verdicts of a project."""
+class Reviews:
+    """The review of a project: tasks, drafts and verdicts."""
+
+    def __init__(
+        self, database: Database, images: Images, pairs: Pairs, annotators: Annotators, queues: Queues
+    ) -> None:
+        self.database, self.images, self.pairs = database, images, pairs
+        self.annotators, self.queues = annotators, queues
 
     def task(self, annotator: Annotator, pair_id: int) -> Task:
         """What the annotator may see of a pair, now.
@@ -96,11 +104,11 @@ class Reviews(QueueTable):
             KeyError: No such pair.
             Conflict: It is not this annotator's to judge: decided, or enough others judge it.
         """
-        pair = self.table.pair(pair_id)
+        pair = self.pairs.get(pair_id)
         standing = self._standing(pair_id)
         own = next((v for v in standing if v.annotator == annotator.name), None)
         kind = self._kind(pair, standing, own)
-        versions = {v.version: v for v in self.table.history(pair_id)} if kind == "decide" else {}
+        versions = {v.version: v for v in self.pairs.history(pair_id)} if kind == "decide" else {}
         return Task(
             pair=pair,
             kind=kind,
@@ -121,7 +129,7 @@ class Reviews(QueueTable):
             if own is not None:
                 raise Conflict(f"pair {pair.id} is disputed; somebody who has not judged it decides")
             return "decide"
-        if own is None and len(standing) >= self.reviewers:
+        if own is None and len(standing) >= self.queues.reviewers:
             raise Conflict(f"pair {pair.id} has been judged by {len(standing)} others")
         return "judge"
 
@@ -130,7 +138,7 @@ class Reviews(QueueTable):
         found: list[Pair] = []
         follows = pair.follows
         while follows is not None:
-            found.append(self.table.pair(follows))
+            found.append(self.pairs.get(follows))
             follows = found[-1].follows
         return tuple(reversed(found))
 
@@ -142,11 +150,11 @@ class Reviews(QueueTable):
         Raises:
             KeyError: No such pair.
         """
-        self.table.pair(pair_id)
+        self.pairs.get(pair_id)
         with self.database.write() as cursor:
             cursor.execute(
                 "INSERT OR REPLACE INTO drafts VALUES (?, ?, ?, ?, ?)",
-                [pair_id, annotator.id, version, json.dumps(content), self.table.clock()],
+                [pair_id, annotator.id, version, json.dumps(content), self.database.clock()],
             )
 
     def draft(self, annotator: Annotator, pair_id: int) -> Draft | None:
@@ -192,7 +200,7 @@ class Reviews(QueueTable):
         if decision == "edit" and text is None:
             raise ValueError("an edit needs the edited text")
         with self.database.write() as cursor:
-            pair = self.table.pair(pair_id)
+            pair = self.pairs.get(pair_id)
             standing = self._standing(pair_id)
             own = next((v for v in standing if v.annotator == annotator.name), None)
             kind = self._kind(pair, standing, own)
@@ -215,12 +223,12 @@ class Reviews(QueueTable):
                     stands_for,
                     note.strip(),
                     kind == "decide",
-                    self.table.clock(),
+                    self.database.clock(),
                 ],
             )
             cursor.execute("DELETE FROM drafts WHERE pair = ? AND annotator = ?", [pair_id, annotator.id])
             self._settle(pair_id, decision, stands_for, kind)
-        return self.table.pair(pair_id)
+        return self.pairs.get(pair_id)
 
     def _edited(
         self, annotator: Annotator, pair: Pair, text: PairText, problems: Sequence[PairProblem], kind: Kind
@@ -234,16 +242,16 @@ class Reviews(QueueTable):
         if not text.answer:
             raise ValueError("the answer is empty; reject the pair if it should not stay")
         Turn(text.question, text.answer, text.objects)
-        missing = sorted(set(text.objects) - self.table.object_ids(pair.image_id))
+        missing = sorted(set(text.objects) - self.images.object_ids(pair.image_id))
         if missing:
             raise ValueError(f"annotations {missing} are not objects of image {pair.image_id}")
         if same_text(text, pair.text):
             return "accept", pair.version
-        for version in self.table.history(pair.id):
+        for version in self.pairs.history(pair.id):
             if (version.author == annotator.name or kind == "decide") and same_text(version.text, text):
                 return "edit", version.version
         reason = "decision" if kind == "decide" else "edit"
-        return "edit", self.table.add_version(pair.id, text, author=annotator.name, reason=reason, problems=problems)
+        return "edit", self.pairs.add_version(pair.id, text, author=annotator.name, reason=reason, problems=problems)
 
     def _settle(self, pair_id: int, decision: Decision, stands_for: int, kind: Kind) -> None:
         """Draw the consequence of the verdicts that stand now."""
@@ -251,9 +259,9 @@ class Reviews(QueueTable):
             self._decide(pair_id, decision, stands_for)
             return
         standing = self._standing(pair_id)
-        if len(standing) < self.reviewers:
+        if len(standing) < self.queues.reviewers:
             return
-        texts = {v.version: v.text for v in self.table.history(pair_id)}
+        texts = {v.version: v.text for v in self.pairs.history(pair_id)}
         if agree([Opinion(v.decision, texts[v.text_version]) for v in standing]):
             self._decide(pair_id, standing[0].decision, standing[0].text_version)
         else:
@@ -291,8 +299,8 @@ class Reviews(QueueTable):
         contested = self.database.rows(
             "SELECT id FROM pairs WHERE disputed = 1 UNION SELECT pair FROM verdicts WHERE final = 1"
         )
-        names = [annotator.name for annotator in self.annotators()]
-        return measure(decisions, {row[0] for row in contested}, names, self.reviewers)
+        names = [annotator.name for annotator in self.annotators.all()]
+        return measure(decisions, {row[0] for row in contested}, names, self.queues.reviewers)
 
 
 _VERDICTS = """

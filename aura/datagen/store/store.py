@@ -1,42 +1,28 @@
-"""The project's store: every image job, every call to a generator, every pair with its history, in one SQLite file.
+"""The project's store: its images, jobs, answers, pairs, annotators, queues and reviews, in one SQLite file.
 
 A job goes ``pending`` -> ``generated`` or ``failed``. A pair goes ``generated`` (its image is not finished) or
 ``failed`` (it goes back to the generator once) -> ``in_review`` -> ``accepted``, ``changed`` or ``rejected``.
 
-:class:`Store` is the door to all of it: :mod:`~aura.datagen.store.images`, :mod:`~aura.datagen.store.jobs`,
-:mod:`~aura.datagen.store.answers`, :mod:`~aura.datagen.store.pairs`, :mod:`~aura.datagen.store.reviews`.
+:class:`Store` holds one object for each of them, all over one :class:`~aura.datagen.store.database.Database`.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aura.datagen.store.answers import AnswerTable
+from aura.datagen.store.annotators import Annotators
+from aura.datagen.store.answers import Answers
 from aura.datagen.store.database import Database
-from aura.datagen.store.images import ImageEntry, Source, StoredImage
-from aura.datagen.store.jobs import Job, Recipe
-from aura.datagen.store.pairs import PAIR_STATES, Conflict, Pair, PairVersion
+from aura.datagen.store.images import Images, Source
+from aura.datagen.store.jobs import Jobs
+from aura.datagen.store.pairs import PAIR_STATES, Pairs
+from aura.datagen.store.queues import Queues
 from aura.datagen.store.reviews import Reviews
-
-__all__ = [
-    "JOB_STATES",
-    "Conflict",
-    "ImageEntry",
-    "Job",
-    "Pair",
-    "PairVersion",
-    "Recipe",
-    "Source",
-    "Status",
-    "Store",
-    "StoredImage",
-]
 
 JOB_STATES = ("pending", "generated", "failed")
 
@@ -76,15 +62,22 @@ class Status:
         return sum(self.pairs.values())
 
 
-class Store(AnswerTable):
+class Store:
     """A project. The threads of a process may share one; every process opens its own.
 
-    ``reviews`` holds annotators, queues and verdicts.
+    ``images`` holds what was annotated, ``jobs`` who works on what, ``answers`` what came back, ``pairs`` the texts
+    with their history, ``annotators`` the people, ``queues`` what waits for each of them, ``reviews`` what they said.
     """
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(database, clock=clock)
-        self.reviews = Reviews(self)
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.images = Images(database)
+        self.pairs = Pairs(database)
+        self.jobs = Jobs(database, self.images, self.pairs)
+        self.answers = Answers(database, self.jobs, self.pairs)
+        self.annotators = Annotators(database)
+        self.queues = Queues(database, self.annotators)
+        self.reviews = Reviews(database, self.images, self.pairs, self.annotators, self.queues)
 
     @classmethod
     def create(cls, path: str | Path, *, sources: Sequence[Source], settings: Mapping[str, Any] | None = None) -> Store:
@@ -118,6 +111,16 @@ class Store(AnswerTable):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def path(self) -> Path:
+        """The project's file."""
+        return self.database.path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the project was made with."""
+        return dict(self.database.meta("settings", {}))
+
     def cost(self) -> float:
         """What all calls cost so far."""
         return float(self.database.value("SELECT coalesce(sum(cost), 0) FROM calls"))
@@ -144,7 +147,7 @@ class Store(AnswerTable):
                     "WHERE p.state = 'in_review' AND v.problems <> '[]'"
                 )
             ),
-            disputed=self.reviews.num_disputed(),
+            disputed=self.queues.num_disputed(),
             problems=dict(problems.most_common()),
             calls=calls,
             in_doubt=calls.get("lost", 0),
@@ -154,13 +157,6 @@ class Store(AnswerTable):
             output_tokens=tokens[0][1],
             cost=self.cost(),
         )
-
-    def failures(self, limit: int = 20) -> list[tuple[int, str, str]]:
-        """(image id, reason, detail) of the first jobs that failed for good."""
-        rows = self.database.rows(
-            "SELECT image_id, reason, detail FROM images WHERE state = 'failed' ORDER BY id LIMIT ?", [limit]
-        )
-        return [(row["image_id"], row["reason"], row["detail"]) for row in rows]
 
     def _counts(self, sql: str, keys: Sequence[str] = ()) -> dict[str, int]:
         return {**dict.fromkeys(keys, 0), **{str(row[0]): int(row[1]) for row in self.database.rows(sql)}}

@@ -22,10 +22,10 @@ def reviewed(in_review):
     """Four images: the first pair of image 1 is edited, the first of image 2 rejected, image 4 is not reviewed."""
     store = in_review(4)
     for name in ("Ann", "Bo"):
-        store.reviews.add_annotator(name)
-    ann, bo = store.reviews.annotators()
+        store.annotators.add(name)
+    ann, bo = store.annotators.all()
     for image in (1, 2, 3):
-        for pair in store.pairs(image):
+        for pair in store.pairs.of(image):
             decision = {(1, 0): "edit", (2, 0): "reject"}.get((image, pair.position), "accept")
             text = PairText(EDITED, pair.text.answer, pair.text.objects)
             for annotator in (ann, bo):
@@ -72,7 +72,7 @@ def test_the_file_is_what_the_library_would_write(reviewed, settings):
     release = export_release(reviewed, settings(include="all", parquet=False))
     for split in ("train", "test"):
         loaded, document = load(release, split)
-        stored = [s for s in reviewed.images() if s.split == split]
+        stored = [s for s in reviewed.images.all() if s.split == split]
         built = AmodalReasonSeg.build(
             [s.image for s in stored],
             {s.image_id: s.conversations for s in loaded},
@@ -120,8 +120,8 @@ def test_a_version_is_never_overwritten(reviewed, settings, tmp_path):
     assert not release.unchanged
     before = {p: p.stat().st_mtime_ns for p in release.folder.rglob("*")}
     assert export_release(reviewed, settings()).unchanged
-    ann, bo = reviewed.reviews.annotators()
-    pair = reviewed.pairs(4)[0]
+    ann, bo = reviewed.annotators.all()
+    pair = reviewed.pairs.of(4)[0]
     for annotator in (ann, bo):
         reviewed.reviews.submit(annotator, pair.id, "accept", version=1)
     with pytest.raises(ValueError, match=r"never overwritten; raise export\.version"):
@@ -152,10 +152,10 @@ def test_without_a_review_there_is_nothing_to_release_unless_one_says_so(in_revi
 
 def test_unreviewed_pairs_of_a_broken_form_are_left_out(make_store, recipe, result_of, settings):
     store = make_store(1)
-    [job] = store.claim(recipe)
+    [job] = store.jobs.claim(recipe)
     result = result_of(job)
     broken = result.pairs[2].__class__("Where is it?", "No mark at all.", (100,))
-    store.answer(job, result.__class__(1, (*result.pairs[:2], broken), "fake", "model-1", "1"))
+    store.answers.take(job, result.__class__(1, (*result.pairs[:2], broken), "fake", "model-1", "1"))
     release = export_release(store, settings(parquet=False, include="all"))
     assert release.figures["train"]["pairs"] == 2 and release.left_out["pairs with a broken form"] == 1
 
@@ -178,7 +178,7 @@ def test_the_data_card(reviewed, settings):
     assert rows["fake"] == "model-1 | 1 | 7"
     assert rows["changed"] == "1" and rows["rejected"] == "1"
     # Each image has a cup in full view, and a table that it hides a part of.
-    table = reviewed.image(1).image.objects[1].occlusion_rate
+    table = reviewed.images.get(1).image.objects[1].occlusion_rate
     low = int(table * 10)
     assert rows["0.0 to 0.1"] == "2 | 1" and rows[f"{low / 10:.1f} to {(low + 1) / 10:.1f}"] == "2 | 1"
     assert "9 pairs judged by all their reviewers" in card and "9 alike in decision and text (100.0%)" in card
@@ -226,8 +226,8 @@ def test_parquet_files_are_cut_and_hold_the_pictures_bytes(reviewed, settings, m
 def test_a_reader_sees_one_state_while_others_write(reviewed):
     from aura.datagen.store.store import Store
 
-    ann, bo = reviewed.reviews.annotators()
-    pair = reviewed.pairs(4)[0]
+    ann, bo = reviewed.annotators.all()
+    pair = reviewed.pairs.of(4)[0]
     with Store.open(reviewed.path) as reader:
         with reader.database.snapshot():
             before = Counter(reader.status().pairs)

@@ -17,7 +17,9 @@ from PIL import Image
 from aura.datagen.records import GenerationResult, PairDraft
 from aura.datagen.review.app import create_app
 from aura.datagen.store.annotators import Annotator
-from aura.datagen.store.store import ImageEntry, Recipe, Source, Store
+from aura.datagen.store.images import ImageEntry, Source
+from aura.datagen.store.jobs import Recipe
+from aura.datagen.store.store import Store
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
 from aura.types import AmodalObject
@@ -52,11 +54,11 @@ def fill(store: Store, folder: Path, number: int) -> None:
         path = folder / f"{image_id}.png"
         Image.new("RGB", SIZE[::-1], (90, 120, 40 * image_id)).save(path)
         entries.append(ImageEntry(tiny_image(image_id), "train", 0, hashlib.sha256(path.read_bytes()).hexdigest()))
-    store.add_images(entries)
-    for job in store.claim(Recipe("test", "test-1", "1", len(PAIRS)), limit=number):
+    store.images.add(entries)
+    for job in store.jobs.claim(Recipe("test", "test-1", "1", len(PAIRS)), limit=number):
         shift = 10_000 * job.image.image_id
         drafts = tuple(PairDraft(p.question, p.answer, tuple(o + shift for o in p.objects), p.follows) for p in PAIRS)
-        assert store.answer(job, GenerationResult(job.image.image_id, drafts, "test", "test-1", "1"))
+        assert store.answers.take(job, GenerationResult(job.image.image_id, drafts, "test", "test-1", "1"))
 
 
 class Browser:
@@ -110,12 +112,12 @@ class Project:
     browser: Callable[..., Browser]
 
     def pair(self, number: int = 0, image_id: int = 1) -> int:
-        return self.store.pairs(image_id)[number].id
+        return self.store.pairs.of(image_id)[number].id
 
     def judges(self, image_id: int = 1) -> list[str]:
         """Names of the two whose turn an image is, then of the third."""
-        ids = {pair.id for pair in self.store.pairs(image_id)}
-        turn = [n for n in NAMES if ids & {i.pair_id for i in self.store.reviews.queue(self.people[n])}]
+        ids = {pair.id for pair in self.store.pairs.of(image_id)}
+        turn = [n for n in NAMES if ids & {i.pair_id for i in self.store.queues.of(self.people[n])}]
         return [*turn, *(n for n in NAMES if n not in turn)]
 
 
@@ -125,8 +127,8 @@ def project(tmp_path: Path) -> Iterator[Project]:
     sources = [Source(str(tmp_path / "a.json"), str(tmp_path / "pictures"))]
     with Store.create(tmp_path / "project.sqlite", sources=sources) as store:
         fill(store, tmp_path / "pictures", 3)
-        tokens = {name: store.reviews.add_annotator(name) for name in NAMES}
-        people = {a.name: a for a in store.reviews.annotators()}
+        tokens = {name: store.annotators.add(name) for name in NAMES}
+        people = {a.name: a for a in store.annotators.all()}
         app = create_app(store)
 
         def browser(name: str | None = None, **options: object) -> Browser:

@@ -80,11 +80,11 @@ def test_a_login_leads_to_pages_of_the_app_only(project: Project, address: str):
 
 
 def test_sessions_end_with_logging_out_a_new_token_or_leaving_the_project(project: Project):
-    reviews = project.store.reviews
+    people = project.store.annotators
     for end in (
         lambda browser: browser.client.post("/logout", data=fields(browser.open("/dashboard"))),
-        lambda browser: project.tokens.update(Ada=reviews.new_token("Ada")),
-        lambda browser: reviews.set_active("Ada", False),
+        lambda browser: project.tokens.update(Ada=people.new_token("Ada")),
+        lambda browser: people.set_active("Ada", False),
     ):
         browser = project.browser("Ada")
         cookie = browser.client.cookies["aura_review"]
@@ -110,7 +110,7 @@ def test_two_processes_share_one_signing_key_and_a_damaged_one_is_refused(projec
 
 def test_a_change_needs_the_form_token_of_its_annotator_and_gives_the_text_back(project: Project):
     ada, grace = project.browser("Ada"), project.browser("Grace")
-    pair = project.store.reviews.queue(project.people["Ada"])[0].pair_id
+    pair = project.store.queues.of(project.people["Ada"])[0].pair_id
     form = fields(ada.open(f"/pairs/{pair}"))
     foreign = fields(grace.open("/dashboard"))["form_token"]
     for token in ("", foreign, None):
@@ -136,7 +136,7 @@ def test_requests_of_other_sites_foreign_names_and_huge_bodies_are_refused(proje
 
 def test_every_response_forbids_foreign_and_inline_content_and_no_page_has_any(project: Project):
     browser = project.browser("Ada")
-    pair = project.store.reviews.queue(project.people["Ada"])[0].pair_id
+    pair = project.store.queues.of(project.people["Ada"])[0].pair_id
     for address in (
         "/",
         "/dashboard",
@@ -167,8 +167,8 @@ def test_texts_notes_and_names_are_never_markup(project: Project):
     other = project.browser(second)
     other.send(other.open(f"/pairs/{pair}"), "accept")
     shown = project.browser(third).open(f"/pairs/{pair}")
-    project.store.reviews.set_active(third, False)
-    token = project.store.reviews.add_annotator(evil)
+    project.store.annotators.set_active(third, False)
+    token = project.store.annotators.add(evil)
     stranger = project.browser()
     stranger.log_in(token)
     pages = [shown, stranger.open("/dashboard"), stranger.open("/"), stranger.open(f"/pairs/{pair}")]
@@ -243,11 +243,11 @@ def test_a_page_numbers_the_objects_of_the_answer_first(project: Project):
     assert chips[0] == ("c0", str(10_000 + BOOK)) and ("c1", str(SHARED_CUP)) in chips
     for kind in ("visible", "amodal"):
         assert project.browser(name).client.get(f"/images/1/objects/{SHARED_CUP}/{kind}-1.png").content == mask_layer(
-            project.store.image(1).image.objects[0], kind, 1
+            project.store.images.get(1).image.objects[0], kind, 1
         )
     for address in (f"/images/1/objects/9/{kind}-1.png", f"/images/1/objects/{SHARED_CUP}/{kind}-99999.png"):
         assert project.browser(name).client.get(address).status_code in (404, 422)
-    decoded = decode_rle(project.store.image(1).image.objects[0].visible)
+    decoded = decode_rle(project.store.images.get(1).image.objects[0].visible)
     assert f'width="{decoded.shape[1]}" height="{decoded.shape[0]}"' in page
 
 
@@ -266,7 +266,7 @@ def test_two_who_agree_decide_and_neither_sees_the_other(project: Project):
     assert other.open(f"/pairs/{pair}") == untouched
     assert EDITED not in project.browser(third).open(f"/pairs/{pair}")
     other.send(untouched, "edit", answer="You  could drink from this cup [SEG]. ")
-    decided = project.store.pair(pair)
+    decided = project.store.pairs.get(pair)
     assert decided.state == "changed" and decided.text.answer == EDITED
     history = one.open(f"/pairs/{pair}")
     assert "nicer" in history and all(name in history for name in (first, second))
@@ -291,15 +291,15 @@ def test_the_third_sees_both_and_decides(project: Project):
     decider.send(page, "take:999", 422)
     # Text typed before a proposal is taken is not thrown away unasked.
     asked = decider.send(page, f"take:{version[1]}", answer="Take the cup [SEG].")
-    assert "You changed the text" in asked and project.store.pair(pair).disputed
+    assert "You changed the text" in asked and project.store.pairs.get(pair).disputed
     decider.send(asked, f"take:{version[1]}")
-    assert project.store.pair(pair).state == "changed" and project.store.pair(pair).text.answer == EDITED
+    assert project.store.pairs.get(pair).state == "changed" and project.store.pairs.get(pair).text.answer == EDITED
 
 
 def test_buttons_keep_an_annotator_going_through_the_queue(project: Project):
     ada = project.people["Ada"]
     browser = project.browser("Ada")
-    queue = [item.pair_id for item in project.store.reviews.queue(ada)]
+    queue = [item.pair_id for item in project.store.queues.of(ada)]
     first = re.search(r'id="start"', browser.open("/"))
     assert first and f'href="/pairs/{queue[0]}"' in browser.open("/")
     assert f"Pair {queue[2]}" in browser.open(f"/next?after={queue[1]}"), "later: the one after, not the first"
@@ -357,7 +357,7 @@ def test_the_checks_speak_on_the_page_and_are_kept_with_an_edit(project: Project
     named = browser.send(page, "check", question="Where is the cup that I could drink from?")
     assert "the question names its target" in named and 'class="problems"' in named
     browser.send(named, "edit")
-    assert [p.code for p in project.store.history(pair)[-1].problems] == ["names_target"]
+    assert [p.code for p in project.store.pairs.history(pair)[-1].problems] == ["names_target"]
 
 
 # --- nothing typed is lost --------------------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ def test_a_verdict_from_another_window_is_not_replaced_unseen(project: Project):
     browser.send(further, "edit")
     verdicts = project.store.reviews.verdicts(pair)
     assert [v.replaced for v in verdicts] == [True, False]
-    assert project.store.history(pair)[-1].text.answer == "You could drink from that cup [SEG]."
+    assert project.store.pairs.history(pair)[-1].text.answer == "You could drink from that cup [SEG]."
 
 
 def test_a_late_edit_meets_the_decision_and_stays_readable(project: Project):
@@ -434,7 +434,7 @@ def test_a_late_edit_meets_the_decision_and_stays_readable(project: Project):
     both = one.send(stale, "edit", 409, answer=EDITED)
     assert "decided meanwhile" in both and EDITED in fields_text(both) and "Send mine" not in both
     assert EDITED in one.open(f"/pairs/{pair}")
-    assert project.store.pair(pair).text.answer == "You could drink from the cup [SEG]."
+    assert project.store.pairs.get(pair).text.answer == "You could drink from the cup [SEG]."
 
 
 def test_who_becomes_the_third_while_typing_sees_the_proposals_first(project: Project):
@@ -446,11 +446,11 @@ def test_who_becomes_the_third_while_typing_sees_the_proposals_first(project: Pr
         browser = project.browser(name)
         browser.send(browser.open(f"/pairs/{pair}"), decision)
     both = decider.send(page, "edit", 409, answer=EDITED)
-    assert "look at what they propose" in both and project.store.pair(pair).disputed
+    assert "look at what they propose" in both and project.store.pairs.get(pair).disputed
     shown = decider.open(f"/pairs/{pair}")
     assert EDITED in shown and "you decide" in shown
     decider.send(shown, "edit")
-    assert project.store.pair(pair).text.answer == EDITED
+    assert project.store.pairs.get(pair).text.answer == EDITED
 
 
 @pytest.mark.parametrize("decision", ["accept", "reject"])
@@ -477,7 +477,7 @@ def test_a_session_that_ran_out_gives_the_text_back_to_send_again(project: Proje
     browser.log_in(project.tokens[name])
     response = browser.client.post(f"/pairs/{pair}", data={**fields(unsent), "decision": "edit"})
     assert response.status_code == 200
-    assert project.store.history(pair)[-1].text == PairText("What could I drink from?", EDITED, (SHARED_CUP,))
+    assert project.store.pairs.history(pair)[-1].text == PairText("What could I drink from?", EDITED, (SHARED_CUP,))
 
 
 def fields_text(page: str) -> str:
@@ -494,13 +494,13 @@ def test_the_dashboard_counts_and_measures_agreement(project: Project):
     plan = {name: iter(["accept", "accept", "reject", "accept", "accept", "reject"]) for name in NAMES}
     for name in NAMES:
         browser = project.browser(name)
-        while (item := project.store.reviews.next(project.people[name])) is not None and item.kind == "judge":
+        while (item := project.store.queues.next(project.people[name])) is not None and item.kind == "judge":
             decision = said[name][item.pair_id] = next(plan[name])
             browser.send(browser.open(f"/pairs/{item.pair_id}"), decision)
     page = project.browser("Ada").open("/dashboard")
     rows = {row[0]: row[1:] for row in table_rows(page)}
     for name in NAMES:
-        waiting = project.store.reviews.num_waiting(project.people[name])
+        waiting = project.store.queues.num_waiting(project.people[name])
         assert rows[name][:3] == [str(len(said[name])), "0", str(waiting)]
     for one, other in (("Ada", "Grace"), ("Ada", "Edsger"), ("Grace", "Edsger")):
         both = sorted(said[one].keys() & said[other].keys())
@@ -598,7 +598,7 @@ def test_the_script_manages_people_and_shows_each_token_once(project: Project, s
     assert code == 0
     tokens = dict(line.split(": ") for line in out.splitlines())
     assert list(tokens) == ["Barbara", "Ada Lovelace"]
-    authenticate = project.store.reviews.authenticate
+    authenticate = project.store.annotators.authenticate
     assert all(authenticate(token).name == name for name, token in tokens.items())
     code, out, err = script("add-annotator", "--if-missing", "barbara")
     assert (code, out) == (0, "") and "barbara is there already; `review.py new-token 'barbara'`" in err

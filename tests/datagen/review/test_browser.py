@@ -88,7 +88,7 @@ class Server:
         self.folder = folder
         self.port = 0
         with self.store() as store:
-            self.tokens = {name: store.reviews.add_annotator(name) for name in NAMES}
+            self.tokens = {name: store.annotators.add(name) for name in NAMES}
         self.start()
 
     def start(self) -> None:
@@ -247,8 +247,8 @@ def screenshot(driver: WebDriver, name: str, folder: Path) -> None:
 
 def test_three_annotators_review_disagree_decide_and_the_release_holds_what_they_agreed_on(chromium, server, tmp_path):
     with server.store() as store:
-        pairs = {p.id: p for image in store.images() for p in store.pairs(image.image.image_id)}
-        turns = {name: [i.pair_id for i in store.reviews.queue(store.reviews.annotator(name))] for name in NAMES}
+        pairs = {p.id: p for image in store.images.all() for p in store.pairs.of(image.image.image_id)}
+        turns = {name: [i.pair_id for i in store.queues.of(store.annotators.get(name))] for name in NAMES}
     judges = {pair: [name for name in NAMES if pair in turns[name]] for pair in pairs}
     assert len(pairs) == 6 and all(len(names) == 2 for names in judges.values())
     # One pair of each image gets a plan; of the others both accept.
@@ -304,7 +304,7 @@ def test_three_annotators_review_disagree_decide_and_the_release_holds_what_they
 
 
 def all_pairs(store: Store) -> list[Pair]:
-    return [pair for image in store.images() for pair in store.pairs(image.image.image_id)]
+    return [pair for image in store.images.all() for pair in store.pairs.of(image.image.image_id)]
 
 
 def test_a_killed_server_loses_nothing_that_it_acknowledged(chromium, server):
@@ -318,7 +318,7 @@ def test_a_killed_server_loses_nothing_that_it_acknowledged(chromium, server):
     server.kill()
     with server.store() as store:
         assert [v.decision for v in store.reviews.verdicts(one)] == ["accept"]
-        draft = store.reviews.draft(store.reviews.annotator("Ada"), other)
+        draft = store.reviews.draft(store.annotators.get("Ada"), other)
         assert draft is not None and draft.content["note"] == "typed before the crash"
     # What is typed while it is away stays in the page, says so, and is saved as soon as it is back.
     reviewer.find("#note").send_keys(", and after it")
@@ -337,9 +337,9 @@ def test_a_killed_server_loses_nothing_that_it_acknowledged(chromium, server):
 def test_a_reviewer_types_links_toggles_and_checks_with_keys(chromium, server, tmp_path):
     reviewer = Reviewer(chromium, server, "Ada")
     with server.store() as store:
-        queue = [store.pair(i.pair_id) for i in store.reviews.queue(store.reviews.annotator("Ada"))]
+        queue = [store.pairs.get(i.pair_id) for i in store.queues.of(store.annotators.get("Ada"))]
         pair = max(queue, key=lambda p: len(p.text.objects))
-        objects = len(store.image(pair.image_id).image.objects)
+        objects = len(store.images.get(pair.image_id).image.objects)
     reviewer.open(pair.id)
     layers = lambda: chromium.find_elements(By.CSS_SELECTOR, ".layer:not([hidden])")  # noqa: E731
     loaded = (
@@ -397,7 +397,7 @@ def test_two_windows_lose_no_edit(chromium, server):
     reviewer = Reviewer(chromium, server, "Ada")
     pair = reviewer.queue()[0][0]
     with server.store() as store:
-        answer = store.pair(pair).text.answer
+        answer = store.pairs.get(pair).text.answer
     left = chromium.current_window_handle
     reviewer.open(pair)
     chromium.switch_to.new_window("tab")
@@ -414,15 +414,15 @@ def test_two_windows_lose_no_edit(chromium, server):
     reviewer.leaves(lambda: reviewer.find("button[value=edit]").click())
     with server.store() as store:
         assert [v.replaced for v in store.reviews.verdicts(pair)] == [True, False]
-        texts = [v.text.answer for v in store.history(pair)]
+        texts = [v.text.answer for v in store.pairs.history(pair)]
     assert texts[1:] == [f"Certainly: {answer}", f"Of course: {answer}"]
 
 
 def test_markup_in_texts_is_text(chromium, server):
     evil = "<img src=x onerror='document.title=1'><script>document.title=2</script>"
     with server.store() as store:
-        ada = store.reviews.annotator("Ada")
-        pair = store.pair(store.reviews.queue(ada)[0].pair_id)
+        ada = store.annotators.get("Ada")
+        pair = store.pairs.get(store.queues.of(ada)[0].pair_id)
         content = {
             "question": evil,
             "answer": pair.text.answer + evil,
@@ -450,7 +450,7 @@ def test_without_javascript_everything_can_be_judged_and_edited(server):
         reviewer = Reviewer(driver, server, "Ada")
         one, other = (pair for pair, _ in reviewer.queue()[:2])
         with server.store() as store:
-            answer = store.pair(other).text.answer
+            answer = store.pairs.get(other).text.answer
         reviewer.open(one)
         assert not reviewer.find("#edit").is_displayed() and not reviewer.find(".toggle").is_displayed()
         reviewer.leaves(lambda: reviewer.find("#accept").click())
@@ -462,6 +462,6 @@ def test_without_javascript_everything_can_be_judged_and_edited(server):
         reviewer.leaves(lambda: reviewer.find("#send").click())
         with server.store() as store:
             assert [store.reviews.verdicts(pair)[0].decision for pair in (one, other)] == ["accept", "edit"]
-            assert store.history(other)[-1].text.answer == f"Well: {answer}"
+            assert store.pairs.history(other)[-1].text.answer == f"Well: {answer}"
     finally:
         driver.quit()

@@ -14,14 +14,15 @@ import pytest
 
 from aura.datagen.records import GenerationFailure, PairDraft
 from aura.datagen.store.database import Database
+from aura.datagen.store.images import ImageEntry, Source
 from aura.datagen.store.leases import is_dead, own_name
-from aura.datagen.store.store import ImageEntry, Source, Store
+from aura.datagen.store.store import Store
 
 WORKER = Path(__file__).parent.parent / "worker.py"
 
 
 def states(store: Store) -> list[str]:
-    return [image.state for image in store.images()]
+    return [image.state for image in store.images.all()]
 
 
 def outcomes(store: Store) -> list[str]:
@@ -37,7 +38,7 @@ def test_a_project_is_made_once_and_opened_by_those_who_know_its_version(tmp_pat
         Store.open(path)
     Store.create(path, sources=[Source("a.json", "pictures")], settings={"seed": 1}).close()
     with Store.open(path) as store:
-        assert store.settings == {"seed": 1} and store.sources == (Source("a.json", "pictures"),)
+        assert store.settings == {"seed": 1} and store.images.sources == (Source("a.json", "pictures"),)
     with pytest.raises(ValueError, match="exists already"):
         Store.create(path, sources=[])
     database = Database(path)
@@ -52,22 +53,22 @@ def test_a_project_is_made_once_and_opened_by_those_who_know_its_version(tmp_pat
 
 def test_images_come_back_as_they_went_in_and_only_once(make_store, tmp_path):
     store = make_store(3)
-    stored = list(store.images())
+    stored = list(store.images.all())
     assert [s.order for s in stored] == [1, 2, 3] and [s.split for s in stored] == ["train", "train", "test"]
     assert all(s.picture == tmp_path / "pictures" / f"{s.image.image_id}.png" for s in stored)
     entries = [ImageEntry(s.image, s.split, 0, s.picture_sha256) for s in stored]
-    assert store.add_images(entries) == 0 and store.num_images() == 3
+    assert store.images.add(entries) == 0 and store.images.count() == 3
     assert stored[0].image.objects[1].occluded_by == (100,) and stored[0].image.image_info == {"license": 1}
-    assert store.image(2) == stored[1]
+    assert store.images.get(2) == stored[1]
     for change, words in (
         ({"split": "test"}, "in the split 'train'"),
         ({"picture_sha256": "other"}, "another picture or other annotations"),
         ({"source": 1}, "another annotation file"),
     ):
         with pytest.raises(ValueError, match=words):
-            store.add_images([dataclasses.replace(entries[0], **change)])
+            store.images.add([dataclasses.replace(entries[0], **change)])
     with pytest.raises(KeyError):
-        store.image(9)
+        store.images.get(9)
 
 
 def test_what_is_written_in_a_failing_transaction_is_not_there(make_store):
@@ -85,16 +86,16 @@ def test_what_is_written_in_a_failing_transaction_is_not_there(make_store):
 
 def test_an_answer_is_stored_whole_and_the_job_is_over(make_store, recipe, result_of):
     store = make_store(2)
-    first, second = store.claim(recipe, limit=5)
-    assert store.claim(recipe, limit=5) == [] and store.status().in_progress == 2
+    first, second = store.jobs.claim(recipe, limit=5)
+    assert store.jobs.claim(recipe, limit=5) == [] and store.status().in_progress == 2
     assert first.key != second.key and first.pairs == 3 and first.rejected == ()
-    assert store.answer(first, result_of(first))
-    pairs = store.pairs(1)
+    assert store.answers.take(first, result_of(first))
+    pairs = store.pairs.of(1)
     assert [p.state for p in pairs] == ["in_review"] * 3
     assert [p.follows for p in pairs] == [None, pairs[0].id, None]
     assert pairs[2].text.objects == (100, 101)
-    assert [(v.version, v.author) for v in store.history(pairs[0].id)] == [(1, "generator")]
-    assert store.origin(pairs[0].current) == {"generator": "fake", "model": "model-1", "prompt_version": "1"}
+    assert [(v.version, v.author) for v in store.pairs.history(pairs[0].id)] == [(1, "generator")]
+    assert store.pairs.origin(pairs[0].current) == {"generator": "fake", "model": "model-1", "prompt_version": "1"}
     status = store.status()
     assert status.images == {"pending": 1, "generated": 1, "failed": 0}
     assert (status.cost, status.input_tokens, status.output_tokens) == (0.5, 100, 20)
@@ -105,8 +106,8 @@ def test_an_answer_is_stored_whole_and_the_job_is_over(make_store, recipe, resul
 
 def test_the_key_names_the_work(make_store, recipe, result_of):
     def key(store, recipe):
-        [job] = store.claim(recipe)
-        store.release(job)
+        [job] = store.jobs.claim(recipe)
+        store.jobs.release(job)
         return job.key
 
     store = make_store(1)
@@ -123,17 +124,17 @@ def test_the_key_names_the_work(make_store, recipe, result_of):
 
 def test_work_that_was_paid_is_found_by_its_key(make_store, recipe, result_of):
     store = make_store(1)
-    [job] = store.claim(recipe)
+    [job] = store.jobs.claim(recipe)
     assert job.answer is None
-    store.answer(job, result_of(job))
+    store.answers.take(job, result_of(job))
     # As if the image had been set back: the answer is there, so nobody is asked.
     with store.database.write() as cursor:
         cursor.execute("UPDATE images SET state = 'pending', round = 0, image_id = 7")
         cursor.execute("UPDATE pairs SET position = position + 10")
-    [again] = store.claim(recipe)
+    [again] = store.jobs.claim(recipe)
     assert again.key == job.key and again.answer is not None
     assert again.answer.pairs == result_of(job).pairs and again.answer.raw == "raw "
-    assert store.answer(again, again.answer)
+    assert store.answers.take(again, again.answer)
     assert outcomes(store) == ["answered", "reused"] and store.cost() == 0.5
 
 
@@ -144,8 +145,8 @@ def test_a_job_costs_the_same_however_many_went_before(make_store, recipe, resul
         counted = []
         store.database._connection.set_progress_handler(lambda: counted.append(1), 10)
         for _ in range(jobs):
-            (job,) = store.claim(recipe)
-            assert store.answer(job, result_of(job))
+            (job,) = store.jobs.claim(recipe)
+            assert store.answers.take(job, result_of(job))
         store.database._connection.set_progress_handler(None, 10)
         return len(counted) / jobs
 
@@ -158,24 +159,24 @@ def test_a_job_costs_the_same_however_many_went_before(make_store, recipe, resul
 def test_a_lease_that_expired_is_taken_again_and_the_late_answer_counts_once(make_store, recipe, result_of, clock):
     store = make_store(1)
     with Store.open(store.path) as other:
-        other.clock = clock
-        other.owner = "another machine/1/1/1"
-        [late] = store.claim(recipe, lease_seconds=60)
-        assert other.claim(recipe) == [] and other.seconds_to_next() == 60
+        other.database.clock = clock
+        other.jobs.owner = "another machine/1/1/1"
+        [late] = store.jobs.claim(recipe, lease_seconds=60)
+        assert other.jobs.claim(recipe) == [] and other.jobs.seconds_to_next() == 60
         clock.now += 30
-        store.renew([late], 60)
+        store.jobs.renew([late], 60)
         clock.now += 59
-        assert other.claim(recipe) == []
+        assert other.jobs.claim(recipe) == []
         clock.now += 2
-        [taken] = other.claim(recipe)
+        [taken] = other.jobs.claim(recipe)
         assert taken.key == late.key and outcomes(store) == ["lost", "open"]
-        store.renew([late], 600)
-        assert store.answer(late, result_of(late, mark=" first"))
-        assert not other.answer(taken, result_of(taken, mark=" second"))
+        store.jobs.renew([late], 600)
+        assert store.answers.take(late, result_of(late, mark=" first"))
+        assert not other.answers.take(taken, result_of(taken, mark=" second"))
         assert outcomes(store) == ["answered", "duplicate"]
         assert store.cost() == 1.0, "both were paid"
-        assert "first" in store.pairs(1)[0].text.question and len(store.pairs(1)) == 3
-        assert store.seconds_to_next() is None
+        assert "first" in store.pairs.of(1)[0].text.question and len(store.pairs.of(1)) == 3
+        assert store.jobs.seconds_to_next() is None
 
 
 def test_the_leases_of_a_dead_process_are_free_at_once(make_store, recipe, clock):
@@ -191,10 +192,10 @@ def test_the_leases_of_a_dead_process_are_free_at_once(make_store, recipe, clock
     host, space, pid, start = own_name().split("/")
     assert is_dead("/".join((host, space, pid, str(int(start) + 1)))), "the number was given out again"
     store = make_store(1)
-    store.owner = dead
-    store.claim(recipe, lease_seconds=1e6)
-    store.owner = own_name()
-    [job] = store.claim(recipe)
+    store.jobs.owner = dead
+    store.jobs.claim(recipe, lease_seconds=1e6)
+    store.jobs.owner = own_name()
+    [job] = store.jobs.claim(recipe)
     assert outcomes(store) == ["lost", "open"] and job.attempt == 1, "who was killed says nothing about the image"
     assert store.status().in_doubt == 1
 
@@ -203,49 +204,49 @@ def test_failures_are_tried_again_later_and_not_for_ever(make_store, recipe, clo
     store = make_store(1)
     busy = GenerationFailure(1, "http", "HTTP 500", retryable=True, cost=0.1)
     for attempt in (1, 2, 3):
-        [job] = store.claim(recipe)
+        [job] = store.jobs.claim(recipe)
         assert job.attempt == attempt
-        assert store.fail(job, busy, max_attempts=3, delay=30) == (attempt < 3)
-        assert store.claim(recipe) == []
+        assert store.answers.fail(job, busy, max_attempts=3, delay=30) == (attempt < 3)
+        assert store.jobs.claim(recipe) == []
         if attempt < 3:
-            assert store.seconds_to_next() == 30
+            assert store.jobs.seconds_to_next() == 30
             clock.now += 30
     status = store.status()
     assert status.images["failed"] == 1 and status.reasons == {"http": 1} and status.retries == {"http": 3}
-    assert status.cost == pytest.approx(0.3) and store.failures() == [(1, "http", "HTTP 500")]
-    assert store.retry_failed() == 1 and store.claim(recipe)[0].attempt == 1
+    assert status.cost == pytest.approx(0.3) and store.jobs.failures() == [(1, "http", "HTTP 500")]
+    assert store.jobs.retry_failed() == 1 and store.jobs.claim(recipe)[0].attempt == 1
 
 
 def test_what_cannot_be_retried_fails_at_once_and_what_was_not_sent_is_no_attempt(make_store, recipe):
     store = make_store(1)
-    [job] = store.claim(recipe)
-    store.release(job)
-    [job] = store.claim(recipe)
+    [job] = store.jobs.claim(recipe)
+    store.jobs.release(job)
+    [job] = store.jobs.claim(recipe)
     assert job.attempt == 1
-    assert not store.fail(job, GenerationFailure(1, "refusal", "no", retryable=False), max_attempts=3)
+    assert not store.answers.fail(job, GenerationFailure(1, "refusal", "no", retryable=False), max_attempts=3)
     assert outcomes(store) == ["not_sent", "failed"] and store.status().reasons == {"refusal": 1}
 
 
 def test_failed_pairs_go_back_once_with_the_reasons_and_then_into_review(make_store, recipe, result_of, found_in):
     store = make_store(1)
-    [job] = store.claim(recipe)
-    assert store.answer(job, result_of(job), found_in([0]))
-    pairs = store.pairs(1)
+    [job] = store.jobs.claim(recipe)
+    assert store.answers.take(job, result_of(job), found_in([0]))
+    pairs = store.pairs.of(1)
     assert [p.state for p in pairs] == ["failed", "failed", "generated"], "the turn after it goes back as well"
-    assert store.status().images["pending"] == 1 and store.reviews.annotators() == []
-    [again] = store.claim(recipe)
+    assert store.status().images["pending"] == 1 and store.annotators.all() == []
+    [again] = store.jobs.claim(recipe)
     assert again.round == 1 and again.pairs == 2 and again.key != job.key
     assert [draft.question for draft, _ in again.rejected] == [p.text.question for p in pairs[:2]]
     assert [[p.code for p in problems] for _, problems in again.rejected] == [["names_target"], ["follows"]]
     assert again.context == result_of(job).pairs and again.rejected[1][0].follows == 0
     still = found_in([1])[:2]
-    assert store.answer(again, result_of(again, mark=" better"), still)
-    after = store.pairs(1)
+    assert store.answers.take(again, result_of(again, mark=" better"), still)
+    after = store.pairs.of(1)
     assert [(p.state, p.version) for p in after] == [("in_review", 2), ("in_review", 2), ("in_review", 1)]
     assert [p.follows for p in after] == [p.follows for p in pairs]
     assert [bool(p.current.problems) for p in after] == [False, True, False]
-    assert [v.reason for v in store.history(after[0].id)] == ["generated", "written anew after the checks"]
-    assert store.claim(recipe) == [] and store.status().flagged == 1
+    assert [v.reason for v in store.pairs.history(after[0].id)] == ["generated", "written anew after the checks"]
+    assert store.jobs.claim(recipe) == [] and store.status().flagged == 1
     assert store.status().problems == {"names_target": 1}
 
 
@@ -253,37 +254,37 @@ def test_pairs_that_come_back_too_few_or_not_at_all_go_into_review_as_they_were(
     make_store, recipe, result_of, found_in
 ):
     store = make_store(2)
-    for job in store.claim(recipe, limit=2):
-        store.answer(job, result_of(job), found_in([0, 2]))
-    one, two = store.claim(recipe, limit=2)
-    store.answer(one, result_of(one, 1, mark=" better"))
-    assert [p.version for p in store.pairs(1)] == [2, 1, 1]
-    assert not store.fail(two, GenerationFailure(2, "refusal", "no", retryable=False))
+    for job in store.jobs.claim(recipe, limit=2):
+        store.answers.take(job, result_of(job), found_in([0, 2]))
+    one, two = store.jobs.claim(recipe, limit=2)
+    store.answers.take(one, result_of(one, 1, mark=" better"))
+    assert [p.version for p in store.pairs.of(1)] == [2, 1, 1]
+    assert not store.answers.fail(two, GenerationFailure(2, "refusal", "no", retryable=False))
     assert states(store) == ["generated", "generated"]
-    assert {p.state for i in (1, 2) for p in store.pairs(i)} == {"in_review"}
+    assert {p.state for i in (1, 2) for p in store.pairs.of(i)} == {"in_review"}
     assert store.status().flagged == 5
 
 
 def test_without_sending_back_problems_are_only_noted(make_store, recipe, result_of, found_in):
     store = make_store(1)
-    [job] = store.claim(recipe)
-    store.answer(job, result_of(job), found_in([1]), send_back=False)
-    assert [bool(p.current.problems) for p in store.pairs(1)] == [False, True, False]
-    assert {p.state for p in store.pairs(1)} == {"in_review"}
+    [job] = store.jobs.claim(recipe)
+    store.answers.take(job, result_of(job), found_in([1]), send_back=False)
+    assert [bool(p.current.problems) for p in store.pairs.of(1)] == [False, True, False]
+    assert {p.state for p in store.pairs.of(1)} == {"in_review"}
 
 
 def test_a_turn_cannot_follow_a_later_one(make_store, recipe, result_of):
     store = make_store(1)
-    [job] = store.claim(recipe)
+    [job] = store.jobs.claim(recipe)
     result = result_of(job)
     pairs = tuple(dataclasses.replace(p, follows=f) for p, f in zip(result.pairs, (1, 1, 7), strict=True))
-    store.answer(job, dataclasses.replace(result, pairs=pairs))
-    assert [p.follows for p in store.pairs(1)] == [None, None, None]
+    store.answers.take(job, dataclasses.replace(result, pairs=pairs))
+    assert [p.follows for p in store.pairs.of(1)] == [None, None, None]
 
 
 def test_history_can_be_added_to_only(in_review):
     store = in_review()
-    pair = store.pairs(1)[0]
+    pair = store.pairs.of(1)[0]
     for sql in (
         "DELETE FROM pair_versions",
         "UPDATE pair_versions SET answer = 'other'",
@@ -291,8 +292,8 @@ def test_history_can_be_added_to_only(in_review):
     ):
         with pytest.raises(sqlite3.IntegrityError, match="never"), store.database.write() as cursor:
             cursor.execute(sql)
-    assert store.add_version(pair.id, pair.text, author="ann", reason="edit") == 2
-    assert store.pair(pair.id).version == 1 and len(store.history(pair.id)) == 2
+    assert store.pairs.add_version(pair.id, pair.text, author="ann", reason="edit") == 2
+    assert store.pairs.get(pair.id).version == 1 and len(store.pairs.history(pair.id)) == 2
     assert PairDraft(*dataclasses.astuple(pair.text)).question == pair.text.question
 
 
@@ -314,13 +315,13 @@ def test_kill_9_loses_no_stored_answer_and_pays_for_none_twice(make_store, tmp_p
     store, paid = make_store(12), tmp_path / "paid"
     killed = work(store, paid, moment, str(number))
     assert killed.wait(240) == -signal.SIGKILL
-    done = {s.image.image_id: store.pairs(s.image.image_id) for s in store.images() if s.state == "generated"}
+    done = {s.image.image_id: store.pairs.of(s.image.image_id) for s in store.images.all() if s.state == "generated"}
     keys = {row["key"] for row in store.database.rows("SELECT key FROM calls WHERE outcome = 'answered'")}
     assert len(done) == len(keys) < 12 and (done or moment != "stored")
     second = work(store, paid)
     assert second.wait(240) == 0, second.stderr.read()
     assert states(store) == ["generated"] * 12
-    assert all(store.pairs(image_id) == pairs for image_id, pairs in done.items())
+    assert all(store.pairs.of(image_id) == pairs for image_id, pairs in done.items())
     assert all(payments(paid)[key] == 1 for key in keys)
     # What was under way when the process died may be asked again, under the same key, and the ledger says so.
     twice = {key for key, times in payments(paid).items() if times > 1}
@@ -364,7 +365,7 @@ def test_a_process_that_is_killed_at_any_time(make_store, tmp_path):
     assert work(store, paid).wait(240) == 0
     assert states(store) == ["generated"] * 40
     assert sum(payments(paid).values()) - 40 <= store.status().in_doubt
-    assert all(len(store.pairs(i)) == 2 for i in range(1, 41))
+    assert all(len(store.pairs.of(i)) == 2 for i in range(1, 41))
 
 
 def lost_keys(store: Store) -> set[str]:
