@@ -2,7 +2,8 @@
 
     python scripts/bench_speed.py --checkpoint runs/mini --data data/mini/mini_test.json --images data/mini/images/test
 
-Every pair of timings computes the same numbers two ways. Nothing here is a test: times depend on the machine.
+Every pair of timings computes the same numbers two ways, on the GPU if there is one (--device chooses). Nothing here
+is a test: times depend on the machine.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,18 +24,8 @@ from aura.data.collate import collate
 from aura.evaluation.evaluate import answer_starts
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.losses import AuraCriterion
+from aura.plan.meter import seconds
 from aura.types import Batch, ImageFeatures, Sample
-
-
-def seconds(task: Callable[[], object], repeat: int) -> float:
-    """Median over ``repeat`` runs, after one to warm up."""
-    task()
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        task()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 class Bench:
@@ -44,30 +33,28 @@ class Bench:
 
     def __init__(self, assistant: Assistant, samples: Sequence[Sample]) -> None:
         self.model, self.processor, self.samples = assistant.model, assistant.processor, samples
-        self.criterion = AuraCriterion(LossSettings())
+        self.criterion, self.device = AuraCriterion(LossSettings()), assistant.model.device
         images = [self.processor.image(sample.image_path) for sample in samples]
-        self.pixels = [(i.sam_pixels[None], i.clip_pixels[None]) for i in images]
+        self.pixels = [tuple(p[None].to(self.device) for p in (i.sam_pixels, i.clip_pixels)) for i in images]
         self.features = [self.model.encode_images(*pixels) for pixels in self.pixels]
 
     def batches(self, *, packed: bool) -> list[Batch]:
         """One batch per image, or one per conversation."""
         pairs = zip(self.samples, self.features, strict=True)
         if packed:
-            return [collate([self.processor(sample, features)]) for sample, features in pairs]
-        return [
-            collate([self.processor(sample, features, [conversation])])
-            for sample, features in pairs
-            for conversation in sample.conversations
-        ]
+            batches = [collate([self.processor(sample, features)]) for sample, features in pairs]
+        else:
+            batches = [
+                collate([self.processor(sample, features, [conversation])])
+                for sample, features in pairs
+                for conversation in sample.conversations
+            ]
+        return [batch.to(self.device) for batch in batches]
 
     def language_step(self, batches: Sequence[Batch], *, all_logits: bool = False) -> None:
         """Forward and backward of the language model and the text loss."""
         for batch in batches:
-            if all_logits:
-                everywhere = torch.arange(batch.input_ids.numel())
-                targets = torch.full_like(everywhere, -100)
-                targets[batch.target_index] = batch.target_ids
-                batch = dataclasses.replace(batch, target_index=everywhere, target_ids=targets)
+            batch = supervised_everywhere(batch) if all_logits else batch
             output = self.model(batch)
             torch.nn.functional.cross_entropy(output.text_logits, batch.target_ids).backward()
             self.model.zero_grad()
@@ -100,7 +87,7 @@ class Bench:
     def generate_alone(self) -> None:
         for prompts, features in zip(self.prompts(), self.features, strict=True):
             for prompt in prompts:
-                self.model.generate_answer(torch.tensor([prompt]), clip_features=features.clip_features)
+                self.model.generate_answer(self._ids(prompt), clip_features=features.clip_features)
 
     @torch.no_grad()
     def generate_without_cache(self) -> None:
@@ -110,8 +97,19 @@ class Bench:
             for prompt in prompts:
                 ids = list(prompt)
                 while ids[-1] != end and len(ids) < len(prompt) + 256:
-                    hidden = mllm(torch.tensor([ids]), clip_features=features.clip_features)
+                    hidden = mllm(self._ids(ids), clip_features=features.clip_features)
                     ids.append(int(mllm.lm_head(hidden[0, -1]).argmax()))
+
+    def _ids(self, tokens: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([tokens], device=self.device)
+
+
+def supervised_everywhere(batch: Batch) -> Batch:
+    """The same text targets, with logits asked for at every position."""
+    everywhere = torch.arange(batch.input_ids.numel(), device=batch.input_ids.device)
+    targets = torch.full_like(everywhere, -100)
+    targets[batch.target_index] = batch.target_ids
+    return dataclasses.replace(batch, target_index=everywhere, target_ids=targets)
 
 
 def main() -> None:
@@ -121,11 +119,13 @@ def main() -> None:
     parser.add_argument("--images", metavar="DIR", help="folder of its images (default: as the file says)")
     parser.add_argument("--num", type=int, default=4, metavar="N", help="images (4)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="timings of which the median counts (5)")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
     options = parser.parse_args()
 
     logging.disable_progress_bar()
     data = AmodalReasonSeg.load(options.data, options.images)
-    bench = Bench(Assistant.from_pretrained(options.checkpoint), [data[i] for i in range(min(options.num, len(data)))])
+    assistant = Assistant.from_pretrained(options.checkpoint, options.device)
+    bench = Bench(assistant, [data[i] for i in range(min(options.num, len(data)))])
     packed, separate = bench.batches(packed=True), bench.batches(packed=False)
     comparisons: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         (
@@ -146,15 +146,20 @@ def main() -> None:
         ("key-value cache: answers one by one", bench.generate_without_cache, bench.generate_alone),
         ("all answers about an image together", bench.generate_alone, bench.generate_together),
     ]
-    table = Table("what", "without (s)", "with (s)", "ratio", title=f"{len(bench.samples)} images, {_machine()}")
+    table = Table(
+        "what", "without (s)", "with (s)", "ratio", title=f"{len(bench.samples)} images, {_machine(bench.device)}"
+    )
     for name, slow, fast in comparisons:
-        before, after = seconds(slow, options.repeat), seconds(fast, options.repeat)
+        before, after = (seconds(task, repeat=options.repeat, device=bench.device) for task in (slow, fast))
         table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{before / after:.1f}x")
     Console().print(table)
 
 
-def _machine() -> str:
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+def _machine(device: torch.device) -> str:
+    where = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    return f"{where}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What each part of a forward pass takes on a CPU: seconds, the process's memory, and whether its output is finite."""
+"""What a piece of work takes, on a CPU or a GPU: seconds, memory, and whether its output is finite."""
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,32 @@ import torch
 from torch import nn
 
 GIB = 2**30
+CPU = torch.device("cpu")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given: a GPU's work is queued, and a clock would time the queueing."""
+    if device.type != "cpu" and hasattr(module := getattr(torch, device.type), "synchronize"):
+        module.synchronize()
+
+
+def seconds(task: Callable[[], object], *, repeat: int, device: torch.device = CPU, warm_up: int = 1) -> float:
+    """Median over ``repeat`` runs of ``task``, after some to warm up (kernels are chosen, memory is taken)."""
+    for _ in range(warm_up):
+        task()
+    times = []
+    for _ in range(repeat):
+        synchronize(device)
+        began = time.perf_counter()
+        task()
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 @dataclass
 class Row:
-    """What one part did. ``peak_gib`` is the process's largest memory while it ran."""
+    """What one part did. ``peak_gib`` is the largest memory while it ran: of the process, or of the GPU's tensors."""
 
     part: str
     output: str
@@ -33,16 +55,19 @@ class Row:
 class Meter:
     """Times parts, one after the other or by hooks on the modules of a forward pass."""
 
+    device: torch.device = CPU
     rows: list[Row] = field(default_factory=list)
     _started: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def start(self, part: str) -> None:
-        reset_peak()
+        synchronize(self.device)
+        reset_peak(self.device)
         self._started[part] = time.perf_counter(), len(self.rows)
 
     def stop(self, part: str, outputs: Any, module: nn.Module | None = None) -> None:
+        synchronize(self.device)
         began, before = self._started.pop(part)
-        seconds = time.perf_counter() - began
+        taken = time.perf_counter() - began
         inner = [row.peak_gib for row in self.rows[before:]]  # parts of this one reset the peak
         tensors = list(tensors_of(outputs))
         parameters = [] if module is None else list(module.parameters())
@@ -51,8 +76,8 @@ class Meter:
                 part=part,
                 output=", ".join("x".join(map(str, t.shape)) for t in tensors if t.dim()),
                 finite=all(bool(torch.isfinite(t).all()) for t in tensors),
-                seconds=round(seconds, 3),
-                peak_gib=max([round(peak_bytes() / GIB, 2), *inner]),
+                seconds=round(taken, 3),
+                peak_gib=max([round(peak_bytes(self.device) / GIB, 2), *inner]),
                 parameters=sum(p.numel() for p in parameters),
                 dtypes=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
             )
@@ -74,8 +99,13 @@ def tensors_of(outputs: Any) -> Iterator[torch.Tensor]:
             yield from tensors_of(output)
 
 
-def peak_bytes() -> int:
-    """The largest resident memory since :func:`reset_peak` (since the start, where the system cannot reset it)."""
+def peak_bytes(device: torch.device = CPU) -> int:
+    """The largest memory since :func:`reset_peak`: of a GPU's tensors, else resident memory of the process.
+
+    Where the system cannot reset the latter, since the start.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
@@ -86,7 +116,9 @@ def peak_bytes() -> int:
         return used if sys.platform == "darwin" else used * 1024
 
 
-def reset_peak() -> None:
+def reset_peak(device: torch.device = CPU) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
