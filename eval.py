@@ -53,8 +53,9 @@ def run(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from aura.chat.assistant import Assistant
+    from aura.data.feature_cache import FeatureCache
     from aura.evaluation import ranks, tables
-    from aura.evaluation.evaluate import evaluate_all, open_cache
+    from aura.evaluation.evaluate import evaluate_all
     from aura.evaluation.gallery import Gallery, PredictionFile, picture_format
     from aura.formats.amodal_reason_seg import AmodalReasonSeg
 
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         device_map=options.device_map,
     )
     model, processor = assistant.model, assistant.processor
-    cache = open_cache(options.feature_cache, model, processor)
+    cache = FeatureCache.open(options.feature_cache, model, processor)
 
     is_main = ranks.rank_and_world()[0] == 0
     gallery, predictions = Gallery(options.num), PredictionFile()

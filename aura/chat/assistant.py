@@ -20,11 +20,12 @@ from aura.data.answers import AnswerText, object_names
 from aura.data.photos import open_photo
 from aura.data.processor import SETTINGS_FILE, Processor
 from aura.devices import check_bf16, check_build, inference_dtype
+from aura.features import encode_images
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.model import AuraModel, Generation
 from aura.model.configuration import DTYPES
 from aura.model.quantize import Quantization, check_kernels, check_quantization, quantization_config
-from aura.model.readout import decode_answers, encode_images
+from aura.model.readout import decode_answers
 from aura.targets import occlusion_rate
 from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
 

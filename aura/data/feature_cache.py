@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from aura.features import Encoder, ImageReader, fingerprint
 from aura.files import write_bytes
 from aura.types import ImageFeatures
 
@@ -34,8 +35,7 @@ class FeatureCache:
 
     Args:
         root: The folder; one subfolder per fingerprint is made in it.
-        fingerprint: Identifies encoder weights **and** preprocessing:
-            :func:`aura.evaluation.evaluate.open_cache` puts it together.
+        fingerprint: Identifies encoder weights **and** preprocessing, see :func:`aura.features.fingerprint`.
         exact: Store float32; by default float16, half the size (relative error 5e-4).
     """
 
@@ -48,6 +48,14 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"the feature cache {root} cannot be made ({error}); choose another folder") from error
+
+    @classmethod
+    def open(cls, root: str | Path | None, model: Encoder, processor: ImageReader) -> FeatureCache | None:
+        """The cache for exactly these encoders and this preprocessing; ``None`` if ``root`` is."""
+        return None if root is None else cls(root, fingerprint(model, processor))
+
+    def __contains__(self, image_path: str | Path) -> bool:
+        return self.path(image_path).is_file()
 
     def path(self, image_path: str | Path) -> Path:
         """Where the features of this image lie, present or not; the image's bytes decide, not its name."""

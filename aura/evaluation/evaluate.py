@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +25,9 @@ from aura.data.processor import Processor
 from aura.evaluation.ranks import gather, rank_and_world
 from aura.evaluation.report import Report
 from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
+from aura.features import encode
 from aura.model import AuraModel
-from aura.model.readout import decode_answers, encode_images, read_masks
+from aura.model.readout import decode_answers, read_masks
 from aura.types import ImageFeatures, MaskPair, Sample
 
 __all__ = ["Prediction", "Report", "evaluate", "evaluate_all", "load_predictions", "predict", "score"]
@@ -136,30 +136,6 @@ def predict(
                     yield sample, _write_answers(model, processor, sample, feature, max_new_tokens)
     finally:
         model.train(was_training)
-
-
-def open_cache(root: str | Path | None, model: AuraModel, processor: Processor) -> FeatureCache | None:
-    """The cache for exactly these encoders and this preprocessing; ``None`` if ``root`` is."""
-    if root is None:
-        return None
-    return FeatureCache(root, model.encoder_fingerprint() + processor.image_fingerprint())
-
-
-def encode(
-    model: AuraModel, processor: Processor, samples: Sequence[Sample], cache: FeatureCache | None = None
-) -> list[ImageFeatures]:
-    """The frozen encoders' outputs of each image (B = 1), from the cache where it has them."""
-    features = [cache.load(sample.image_path) if cache else None for sample in samples]
-    missing = [i for i, found in enumerate(features) if found is None]
-    if missing:
-        images = [processor.image(samples[i].image_path, f"image {samples[i].image_id}: ") for i in missing]
-        for i, one in zip(missing, encode_images(model, images), strict=True):
-            features[i] = cache.store(samples[i].image_path, one) if cache else one
-    return [
-        ImageFeatures(found.sam_embeddings.to(model.device), found.clip_features.to(model.device))
-        for found in features
-        if found is not None
-    ]
 
 
 def _read_answers(

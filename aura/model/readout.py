@@ -1,29 +1,18 @@
-"""What stands between a model and one image's pixels: features going in, masks coming out.
+"""From ``[SEG]`` states to the masks of one image, at its own size.
 
-Legend: B images, n ``[SEG]`` of one image, H hidden size, H W pixels of the image.
+Legend: n ``[SEG]`` of one image, H hidden size, H W pixels of the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
-from aura.data.processor import ImageInputs
 from aura.geometry import to_image
 from aura.model import AuraModel
-from aura.types import ImageFeatures, ImageGeometry, MaskOutput, MaskPair
-
-
-def encode_images(model: AuraModel, images: Sequence[ImageInputs]) -> list[ImageFeatures]:
-    """The frozen encoders' outputs of each image (B = 1), in one pass, on the model's device."""
-    features = model.encode_images(
-        torch.stack([image.sam_pixels for image in images]).to(model.device),
-        torch.stack([image.clip_pixels for image in images]).to(model.device),
-    )
-    rows = zip(features.sam_embeddings.split(1), features.clip_features.split(1), strict=True)
-    return [ImageFeatures(*row) for row in rows]
+from aura.types import ImageGeometry, MaskOutput, MaskPair
 
 
 @torch.no_grad()

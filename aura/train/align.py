@@ -22,6 +22,7 @@ from tqdm import tqdm
 from aura.data.feature_cache import FeatureCache
 from aura.data.images import clip_pixels
 from aura.data.processor import Processor
+from aura.features import encode
 from aura.masks import decode_rle
 from aura.model import AuraModel
 from aura.types import Batch, Sample
@@ -128,7 +129,7 @@ def _batches(
         while len(order) < batch_size:
             order += rng.permutation(len(samples)).tolist()
         picked, order = [samples[i] for i in order[:batch_size]], order[batch_size:]
-        features = torch.cat([_clip_features(sample, model, processor, cache) for sample in picked])
+        features = torch.cat([encode(model, processor, [sample], cache)[0].clip_features for sample in picked])
         side, rest = divmod(math.isqrt(features.shape[1]), model.mllm.image_token_merge)
         if rest or (side * model.mllm.image_token_merge) ** 2 != features.shape[1]:
             raise ValueError(
@@ -137,13 +138,6 @@ def _batches(
             )
         shown = np.stack([shares(sample, index_of, processor, side) for sample in picked])
         yield features.to(model.device, torch.float32), torch.from_numpy(shown).to(model.device)
-
-
-@torch.no_grad()
-def _clip_features(sample: Sample, model: AuraModel, processor: Processor, cache: FeatureCache | None) -> torch.Tensor:
-    if cache is not None and (found := cache.load(sample.image_path)) is not None:
-        return found.clip_features
-    return model.mllm.encode_images(processor.image(sample.image_path).clip_pixels[None].to(model.device)).cpu()
 
 
 def shares(sample: Sample, index_of: dict[str, int], processor: Processor, side: int) -> np.ndarray:

@@ -13,15 +13,16 @@ import torch
 from tqdm import tqdm
 
 from aura.config import Config, to_yaml
+from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
-from aura.evaluation.evaluate import open_cache
+from aura.features import fill_cache
 from aura.files import write_text
 from aura.losses import AuraCriterion
 from aura.model import AuraModel
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
 from aura.train.align import align_projector, rescale_states
-from aura.train.feed import batches, fill_cache
+from aura.train.feed import batches
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
 from aura.train.summary import opening, write_run_report
@@ -96,10 +97,12 @@ class Trainer:
 
     def _prepare_model(self, new: bool) -> None:
         self.model.to(self.process.device)  # type: ignore[arg-type]
-        self.cache = open_cache(self.config.data.feature_cache, self.model, self.processor)
+        self.cache = FeatureCache.open(self.config.data.feature_cache, self.model, self.processor)
         if self.cache is not None:
             paths = [sample.image_path for sample in [*self.samples, *self.val_samples]]
-            fill_cache(self.cache, paths, self.model, self.processor, self.process)
+            rank, world = self.process.rank, self.process.world_size
+            fill_cache(self.cache, paths, self.model, self.processor, rank=rank, world=world, quiet=rank > 0)
+            ds.wait_for_all(self.process)
         if new and self.settings.align_steps:
             self._align()
         self.model.mllm.autocast = ds.uses_autocast(self.settings, self.process)
