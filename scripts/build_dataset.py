@@ -204,7 +204,7 @@ def _dry_run(store: Store, settings: ProjectSettings, limit: int | None) -> int:
     if settings.generator.kind == "offline":
         _say(f"{store.status().images['pending']} images; the offline generator sends nothing and costs nothing")
         return 0
-    from aura.datagen.service.client import dry_run
+    from aura.datagen.service.estimates import dry_run
 
     estimate, prompts = dry_run(
         _requests(store, settings, limit),

@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from aura.datagen.checks.rules import CheckSettings
 
 if TYPE_CHECKING:
-    from aura.datagen.service.client import ApiSettings
+    from aura.datagen.service.api import ApiSettings
 
 SPLITS = ("train", "test")
 
@@ -84,7 +84,7 @@ class GeneratorSettings:
         kind: ``openai`` (any server that speaks its API), ``openai-batch`` or ``offline``.
         pairs_per_image: Pairs asked for per image.
         seed: Of the offline generator.
-        api: Settings of the first two kinds (:mod:`aura.datagen.service.client`); keys are never among them.
+        api: Settings of the first two kinds (:class:`aura.datagen.service.api.ApiSettings`); keys are never among them.
         max_attempts: Tries per image, each with the client's own retries.
         retry_delay: Seconds before the second try; it doubles with each further one.
         lease_seconds: An image whose process is silent for so long is taken by another process.
@@ -256,20 +256,6 @@ def run_command(prog: str, doc: str | None, commands: Commands, arguments: Seque
         return 2
 
 
-def load_settings(*layers: str | Path, overrides: Sequence[str] = ()) -> ProjectSettings:
-    """Read YAML files, later ones over earlier ones, then dotted ``overrides`` (``--generator.seed=3``).
-
-    Raises:
-        ValueError: A file is missing, a key unknown, or a value does not fit; the message names it.
-    """
-    parser = settings_parser("datagen", "")
-    arguments = [f"--config={layer}" for layer in layers] + list(overrides)
-    try:
-        return settings_from(parser, parser.parse_args(arguments))
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(f"{', '.join(map(str, layers))}: {' '.join(str(error).split())}") from error
-
-
 def api_settings(values: Mapping[str, Any]) -> ApiSettings:
     """``generator.api`` as the client's settings, with their types checked.
 
@@ -277,7 +263,7 @@ def api_settings(values: Mapping[str, Any]) -> ApiSettings:
         ValueError: A key is unknown, or a value does not fit.
     """
     # Not at the top: the client's package takes a second to import, and most commands need none of it.
-    from aura.datagen.service.client import ApiSettings
+    from aura.datagen.service.api import ApiSettings
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ApiSettings, "api")

@@ -59,7 +59,8 @@ def accept_all(tmp_path) -> None:
         for name in ("Ann", "Bo"):
             store.annotators.add(name)
         for annotator in store.annotators.all():
-            while item := store.queues.next(annotator):
+            while queue := store.queues.of(annotator, 1):
+                [item] = queue
                 store.reviews.submit(annotator, item.pair_id, "accept", version=store.pairs.get(item.pair_id).version)
 
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from aura.datagen.project import init_project, recipe_of
-from aura.datagen.settings import load_settings
+from aura.datagen.settings import ProjectSettings, settings_from, settings_parser
 from aura.datagen.splits import divide
 from aura.datagen.staging import Staging
 from aura.datagen.store.store import Store
@@ -30,6 +30,12 @@ SIZE = (24, 32)
 @pytest.fixture(scope="module")
 def build():
     return runpy.run_path(str(SCRIPT))["main"]
+
+
+def settings_of(*arguments: str) -> ProjectSettings:
+    """The settings that a command gets from these options."""
+    parser = settings_parser("test", "")
+    return settings_from(parser, parser.parse_args(list(arguments)))
 
 
 def write_source(folder: Path, name: str, first: int, number: int) -> dict[str, str]:
@@ -111,7 +117,8 @@ def test_from_annotations_to_a_release(build, config, tmp_path, capsys):
         for name in ("Ann", "Bo"):
             store.annotators.add(name)
         for annotator in store.annotators.all():
-            while item := store.queues.next(annotator):
+            while queue := store.queues.of(annotator, 1):
+                [item] = queue
                 store.reviews.submit(annotator, item.pair_id, "accept", version=1)
     assert build(["status", option]) == 0
     shown = capsys.readouterr().out
@@ -124,7 +131,7 @@ def test_from_annotations_to_a_release(build, config, tmp_path, capsys):
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(config, tmp_path):
-    settings = load_settings(config().removeprefix("--config="))
+    settings = settings_of(config())
     init_project(settings)
     path = tmp_path / "project" / "project.sqlite"
     slow = (
@@ -150,7 +157,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(config, tmp_path):
 
 
 def test_ctrl_c_finishes_what_is_under_way(config, tmp_path):
-    init_project(load_settings(config().removeprefix("--config=")))
+    init_project(settings_of(config()))
     slow = (
         "import asyncio, runpy, sys, pathlib\n"
         "from aura.datagen.generators import OfflineGenerator\n"
@@ -242,10 +249,11 @@ def test_init_names_what_is_wrong_with_the_data(build, config, tmp_path, capsys)
 
 
 def test_splits_by_list_by_source_and_by_seed(config, tmp_path):
-    path = config().removeprefix("--config=")
+    option = config()
+    path = option.removeprefix("--config=")
 
     def split(*overrides):
-        settings = load_settings(path, overrides=overrides)
+        settings = settings_of(option, *overrides)
         staging = Staging(settings.sources)
         return divide(settings, staging.ids(), staging.find)
 
@@ -280,7 +288,8 @@ def test_splits_by_list_by_source_and_by_seed(config, tmp_path):
 
 @pytest.mark.parametrize("name", [p.name for p in sorted((ROOT / "configs" / "datagen").glob("*.yaml"))])
 def test_shipped_configurations(name, monkeypatch):
-    settings = load_settings(ROOT / "configs" / "datagen" / name)
+    option = f"--config={ROOT / 'configs' / 'datagen' / name}"
+    settings = settings_of(option)
     assert settings.generator.pairs_per_image == 10 and settings.review.reviewers == 2
     assert [s.split for s in settings.sources] == ["train", "test"]
     recipe = recipe_of(settings)
@@ -288,9 +297,7 @@ def test_shipped_configurations(name, monkeypatch):
         assert (recipe.generator, recipe.model) == ("openai", "gpt-4o") and settings.notes
         text = (ROOT / "configs" / "datagen" / name).read_text()
         assert "take_train: 2018" in text and "take_test: 1125" in text
-        both = load_settings(
-            ROOT / "configs" / "datagen" / name, overrides=["--split.take_train=2018", "--split.take_test=1125"]
-        )
+        both = settings_of(option, "--split.take_train=2018", "--split.take_test=1125")
         assert both.split.take_test == 1125
     else:
         assert recipe.generator == "offline"

@@ -20,23 +20,6 @@ from aura.datagen.records import PairDraft, PairProblem
 from aura.formats.sources import AnnotatedImage
 from aura.types import SEG_TOKEN
 
-CODES = (
-    "unknown_object",
-    "repeated_object",
-    "seg_count",
-    "no_object",
-    "names_target",
-    "unnamed_object",
-    "occlusion",
-    "duplicate",
-    "contradicting_duplicate",
-    "language",
-    "length",
-    "text",
-    "follows",
-)
-"""Every code of a :class:`PairProblem` that these checks report."""
-
 _RESERVED = re.compile(r"<image>|<im_start>|<im_end>|<im_patch>|</?s>|<unk>|<pad>|\[/?INST\]|<<SYS>>", re.IGNORECASE)
 _SPOILT_MARK = re.compile(r"[\[<(]\s*/?seg\w*\s*[\])>]", re.IGNORECASE)
 _LEAK = re.compile(
@@ -104,13 +87,6 @@ class PairChecker:
         if position is not None:
             found += follows_an_earlier_pair(pair, others)
         return tuple(found)
-
-
-def check_pairs(
-    image: AnnotatedImage, pairs: Sequence[PairDraft], settings: CheckSettings | None = None
-) -> tuple[tuple[PairProblem, ...], ...]:
-    """The problems of each pair of one response (see :meth:`PairChecker.check_all`)."""
-    return PairChecker(image, settings).check_all(pairs)
 
 
 def objects_exist(pair: PairDraft, facts: Facts) -> Iterator[PairProblem]:

@@ -1,4 +1,7 @@
-"""The connection to an OpenAI-style API (spec section 8): settings, key, retries, pauses and the ledger."""
+"""The connection to an OpenAI-style API: settings, key, retries, pauses and the ledger.
+
+``docs/formats.md``, "Chat completions", says what the service takes and gives.
+"""
 
 from __future__ import annotations
 

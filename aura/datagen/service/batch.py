@@ -1,4 +1,6 @@
-"""The batch endpoint (spec section 8.2): requests go out as files of JSON lines, answers come back hours later.
+"""The generator of the batch endpoint: requests go out as files of JSON lines, answers come back hours later.
+
+``docs/formats.md``, "Batch files", says what the lines and the endpoint look like.
 
 Every part of the work lies in a folder: ``part-*.jsonl`` the requests, ``part-*.json`` what became of them,
 ``part-*.output.jsonl`` and ``part-*.errors.jsonl`` the answers. A run that was killed takes up what it had submitted;
@@ -93,11 +95,6 @@ class BatchGenerator:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._recovered = False
-
-    @property
-    def spent(self) -> float:
-        """What was charged so far, earlier runs included."""
-        return self.api.ledger.spent
 
     async def close(self) -> None:
         """Stop watching. What was submitted goes on at the service and is taken up by the next run."""

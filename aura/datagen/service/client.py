@@ -1,4 +1,4 @@
-"""Generators that ask a vision-language model through an OpenAI-style API: GPT-4o, vLLM, Ollama (spec section 8)."""
+"""The generator that asks a vision-language model, one chat completion per image: GPT-4o, vLLM, Ollama."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from aura.datagen.records import (
     GenerationResult,
     GenerationStopped,
 )
-from aura.datagen.service.api import Api, describe
-from aura.datagen.service.api import ApiSettings as ApiSettings
+from aura.datagen.service.api import Api, ApiSettings, describe
 from aura.datagen.service.completions import Completion, read_completion
 from aura.datagen.service.costs import Ledger, ModelPrice, Usage, text_tokens
-from aura.datagen.service.estimates import dry_run as dry_run
 from aura.datagen.service.estimates import expected_usage, upper_bound
 from aura.datagen.service.prompt import PROMPT_VERSION, Prompt, build_prompt, response_format
 
@@ -39,11 +37,6 @@ class OpenAIGenerator:
         self.api = Api(settings, spent=spent)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._surprise = 1.0
-
-    @property
-    def spent(self) -> float:
-        """What was charged so far, earlier runs included."""
-        return self.api.ledger.spent
 
     async def close(self) -> None:
         await self.api.close()

@@ -1,4 +1,4 @@
-"""Files of JSON lines for the batch endpoint and for runners without one (spec sections 8.2 and 8.4).
+"""Files of JSON lines for the batch endpoint and for runners without one (``docs/formats.md``, "Batch files").
 
 Answers are joined on ``custom_id``, the request's key: they come in any order, some twice, some never.
 """

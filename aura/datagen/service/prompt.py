@@ -50,7 +50,10 @@ class AnswerPairs(BaseModel):
 
 @cache
 def answer_schema() -> dict[str, Any]:
-    """The JSON schema of :class:`AnswerPairs`, strict: every property required, none besides (spec section 8.1)."""
+    """The JSON schema of :class:`AnswerPairs`, strict: every property required, none besides.
+
+    ``docs/formats.md``, "Chat completions", says what a strict schema may hold.
+    """
     return _without_prose(AnswerPairs.model_json_schema())
 
 

@@ -59,10 +59,6 @@ class Queues:
             found += [QueueItem(row["id"], row["image_id"], row["position"], kind) for row in rows]
         return found
 
-    def next(self, annotator: Annotator, *, after: int | None = None) -> QueueItem | None:
-        """The first of the queue other than the pair ``after``."""
-        return next((item for item in self.of(annotator, 2) if item.pair_id != after), None)
-
     def num_waiting(self, annotator: Annotator) -> int:
         """Length of the queue."""
         waiting = self._waiting(annotator)

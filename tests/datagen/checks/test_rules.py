@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aura.datagen.checks import rules
 from aura.datagen.checks.english import not_english
-from aura.datagen.checks.rules import CheckSettings, PairChecker, check_pairs
+from aura.datagen.checks.rules import CheckSettings, PairChecker
 from aura.datagen.generators import OfflineGenerator
 from aura.datagen.records import GenerationRequest, PairDraft
 from aura.datagen.service.prompt import object_table
@@ -19,6 +18,7 @@ from aura.mini.benchmark import Scene, SceneObject, load_backgrounds, load_cutou
 from tests.scenes import annotated_image_from_scene
 
 CUP, BOOK, CAT, DOG, LAMP, APPLE, PEAR = 1, 2, 3, 4, 5, 6, 7
+DOCUMENTED = (Path(__file__).parents[3] / "docs" / "datagen.md").read_text(encoding="utf-8")
 
 
 def box(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def test_each_rule_is_checked(pair, code):
     problems = PairChecker(table()).check(pair)
     assert code in [p.code for p in problems]
     assert {p.code for p in problems} <= {code, "length"} or pair.objects in ((99,), ())
-    assert all(p.code in rules.CODES and p.message and p.advice for p in problems)
+    assert all(f"`{p.code}`" in DOCUMENTED and p.message and p.advice for p in problems)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_the_reason_tells_what_is_true():
 def test_near_duplicates_are_the_later_pairs_problem():
     again = PairDraft("What could I drink, from?", "You could use the cup [SEG].", (CUP,))
     other = PairDraft("What could I drink from?", "You could use the dog [SEG].", (DOG,))
-    assert [[p.code for p in found] for found in check_pairs(table(), [GOOD, again])] == [[], ["duplicate"]]
-    assert [[p.code for p in found] for found in check_pairs(table(), [GOOD, other])] == [
+    assert [[p.code for p in found] for found in PairChecker(table()).check_all([GOOD, again])] == [[], ["duplicate"]]
+    assert [[p.code for p in found] for found in PairChecker(table()).check_all([GOOD, other])] == [
         [],
         ["contradicting_duplicate"],
     ]
@@ -228,14 +228,14 @@ def test_the_same_words_after_different_turns_are_no_duplicates():
         PairDraft("What is behind the dog?", "The cat [SEG] is behind the dog.", (CAT,)),
         PairDraft("What is behind the book?", "The cup [SEG] is behind the book.", (CUP,)),
     ]
-    assert check_pairs(table(), pairs) == ((),) * 6
+    assert PairChecker(table()).check_all(pairs) == ((),) * 6
 
 
 @pytest.mark.parametrize("follows", [[None, 1], [None, 5], [None, -1], [None, 0, 0]])
 def test_follow_ups_continue_an_earlier_pair_once(follows):
     texts = [("What can bark?", "dog", DOG), ("What can purr?", "cat", CAT), ("What could I read?", "book", BOOK)]
     pairs = [PairDraft(q, f"That is the {c} [SEG].", (i,), f) for (q, c, i), f in zip(texts, follows, strict=False)]
-    found = check_pairs(table(), pairs)
+    found = PairChecker(table()).check_all(pairs)
     assert [[p.code for p in problems] for problems in found] == [[]] * (len(pairs) - 1) + [["follows"]]
 
 
@@ -306,7 +306,7 @@ def test_the_offline_generators_own_pairs_pass_every_check(scenes):
         if image.objects:
             pairs = asyncio.run(offline(image))
             checked += len(pairs)
-            wrong = [(p, f) for p, f in zip(pairs, check_pairs(image, pairs), strict=True) if f]
+            wrong = [(p, f) for p, f in zip(pairs, PairChecker(image).check_all(pairs), strict=True) if f]
             assert not wrong, wrong
     assert checked > 400
 

@@ -110,7 +110,7 @@ def test_a_good_answer_becomes_pairs_with_their_cost(server, picture):
     assert isinstance(result, GenerationResult)
     assert [p.objects for p in result.pairs] == [(1,), (2,)]
     assert (result.input_tokens, result.output_tokens, result.finish_reason) == (1000, 200, "stop")
-    assert result.cost == pytest.approx(ONE) == generator.spent
+    assert result.cost == pytest.approx(ONE) == generator.api.ledger.spent
     assert (result.generator, result.model, result.image_id) == ("openai", "served-model", 1)
     assert json.loads(result.raw)["pairs"][0]["answer"] == result.pairs[0].answer
 
@@ -179,7 +179,7 @@ def test_an_answer_that_is_none_is_a_failure_with_its_reason_and_cost(
     if paid:
         assert result.cost == pytest.approx(ONE) and result.output_tokens == 200
         assert result.raw == (reply.body["choices"][0]["message"]["content"] or "")
-    assert generator.spent == pytest.approx(result.cost)
+    assert generator.api.ledger.spent == pytest.approx(result.cost)
     assert reply.status == 200 or result.cost == 0
 
 
@@ -191,7 +191,7 @@ def test_json_in_a_fence_is_read(server, picture):
 def test_an_answer_without_usage_is_booked_by_estimate(server, picture):
     result, generator = ask(server, picture, completion(GOOD, usage=False))
     assert result.input_tokens > 500 and result.output_tokens == -(-len(GOOD) // 4)
-    assert generator.spent == pytest.approx(result.cost) and result.cost > 0
+    assert generator.api.ledger.spent == pytest.approx(result.cost) and result.cost > 0
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
@@ -199,7 +199,7 @@ def test_a_busy_service_is_asked_again(server, picture, status):
     result, generator = ask(server, picture, error(status), error(status))
     assert isinstance(result, GenerationResult)
     assert len(server.chats) == 3
-    assert generator.spent == pytest.approx(ONE)
+    assert generator.api.ledger.spent == pytest.approx(ONE)
 
 
 def test_a_service_that_stays_down_is_a_failure_that_may_be_retried(server, picture):
@@ -237,7 +237,7 @@ def test_a_timeout_is_booked_as_if_it_had_been_answered(server, picture):
     result, generator = ask(server, picture, late, timeout=0.25)
     assert isinstance(result, GenerationResult) and len(server.chats) == 2
     assert result.cost > 4096 * 10 / 1e6 + ONE, "the lost attempt may have been charged in full"
-    assert generator.spent == pytest.approx(result.cost)
+    assert generator.api.ledger.spent == pytest.approx(result.cost)
 
 
 def test_timeouts_without_end_are_a_failure(server, picture):
@@ -355,9 +355,9 @@ def test_max_cost_stops_before_it_is_exceeded(server, picture):
     stopped = [r for r in results if isinstance(r, BudgetReached)]
     assert len(done) + len(stopped) == 60 and done and stopped
     assert len(server.chats) == len(done)
-    assert generator.spent == pytest.approx(len(done) * ONE) and generator.spent <= 0.1
+    assert generator.api.ledger.spent == pytest.approx(len(done) * ONE) and generator.api.ledger.spent <= 0.1
     # The last request was held back only because it might have cost more than was left.
-    assert generator.spent + ONE + 4096 * 10 / 1e6 > 0.1 - 0.01
+    assert generator.api.ledger.spent + ONE + 4096 * 10 / 1e6 > 0.1 - 0.01
     assert "raise max_cost" in str(stopped[0])
 
 
@@ -372,7 +372,7 @@ def test_lost_attempts_count_before_the_next_is_sent(server, picture):
     result, generator = ask(server, picture, late, late, late, timeout=0.2, max_cost=0.06)
     assert isinstance(result, GenerationFailure) and result.reason == "timeout" and result.retryable
     assert len(server.chats) == 1
-    assert generator.spent == pytest.approx(result.cost) and 0 < generator.spent <= 0.06
+    assert generator.api.ledger.spent == pytest.approx(result.cost) and 0 < generator.api.ledger.spent <= 0.06
 
 
 def test_the_ledger_waits_for_requests_under_way():
@@ -441,7 +441,7 @@ def test_batches_are_split_polled_and_joined_whatever_their_order(server, pictur
     assert [r.image_id for r in results] == list(range(10))
     assert [len(r.pairs) for r in results] == [1 + n % 3 for n in range(10)]
     assert len(server.batches) == 3
-    assert generator.spent == pytest.approx(10 * ONE / 2), "the batch price"
+    assert generator.api.ledger.spent == pytest.approx(10 * ONE / 2), "the batch price"
     for name, data in server.files.items():
         if name.startswith("file-"):
             lines = [json.loads(line) for line in data.splitlines()]
@@ -474,7 +474,7 @@ def test_answers_of_a_batch_fail_for_the_same_reasons(server, picture, tmp_path)
     generator = batches(server, tmp_path)
     results = run_all(generator, [GenerationRequest(image(n), picture, 1) for n in range(3)])
     assert sorted(r.reason for r in results) == ["malformed", "refusal", "truncated"]
-    assert generator.spent == pytest.approx(3 * ONE / 2)
+    assert generator.api.ledger.spent == pytest.approx(3 * ONE / 2)
 
 
 def test_a_refused_batch_stops_the_run_and_is_submitted_anew(server, picture, tmp_path):
@@ -517,7 +517,7 @@ def test_a_killed_run_takes_up_its_batch_and_pays_once(server, picture, tmp_path
     generator = batches(server, tmp_path)
     results = run_all(generator, requests)
     assert all(isinstance(r, GenerationResult) for r in results)
-    assert len(server.batches) == 1 and generator.spent == pytest.approx(3 * ONE / 2)
+    assert len(server.batches) == 1 and generator.api.ledger.spent == pytest.approx(3 * ONE / 2)
     # Killed again before the answers were stored: they lie in the folder.
     again = run_all(batches(server, tmp_path), requests)
     assert [r.pairs for r in again] == [r.pairs for r in results] and len(server.batches) == 1
@@ -551,8 +551,8 @@ def test_equal_keys_are_one_piece_of_work(server, picture, tmp_path):
 def test_batches_stop_before_max_cost(server, picture, tmp_path):
     generator = batches(server, tmp_path, max_cost=0.1)
     results = run_all(generator, [GenerationRequest(image(n), picture, 1) for n in range(12)])
-    assert any(isinstance(r, BudgetReached) for r in results) or generator.spent <= 0.1
-    assert generator.spent <= 0.1 and generator.api.ledger.reserved == 0
+    assert any(isinstance(r, BudgetReached) for r in results) or generator.api.ledger.spent <= 0.1
+    assert generator.api.ledger.spent <= 0.1 and generator.api.ledger.reserved == 0
 
 
 def test_a_folder_belongs_to_one_run(server, tmp_path):
