@@ -188,7 +188,8 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         if count == 0:
             idle += [value for value in vars(output).values() if value is not None]
             output = MaskOutput(**{name: value if value is None else value[:0] for name, value in vars(output).items()})
-        unused = 0.0 * torch.stack([value.float().mean() for value in idle]).sum()
+        # Spread over several devices, the decoders may lie on different ones.
+        unused = 0.0 * torch.stack([value.float().mean().to(refined.device) for value in idle]).sum()
         return output, unused
 
     # --- what is trained ----------------------------------------------------------------------------------------------
@@ -218,6 +219,8 @@ class AuraModel(AnswerWriter, PreTrainedModel):
 
     def train(self, mode: bool = True) -> AuraModel:
         super().train(mode)
+        if mode:
+            self.forget_decoders()
         self.image_encoder.eval()
         self.mllm.vision_tower.eval()
         return self

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import Cache
 
 from aura.model.configuration import AuraConfig
 from aura.model.mllm import Mllm
+from aura.model.static_decoding import BLOCK, KeptDecoders, can_decode_statically, pays_off
 
 
 @dataclass
@@ -65,21 +66,31 @@ class _Answer:
     def ended(self) -> bool:
         return bool(self.ids) and (self.ids[-1] == self.config.eos_token_id or len(self.ids) >= self.limit)
 
+    @property
+    def pending(self) -> list[int]:
+        return [] if self.awaits_state else self.ids[-1:]
+
     def finish(self, cache: Cache | None, empty: torch.Tensor) -> Generation:
         return Generation(
             token_ids=self.ids,
             seg_hidden=torch.stack(self.states) if self.states else empty,
             past_key_values=cache,
             truncated=self.ids[-1] != self.config.eos_token_id,
-            pending_ids=[] if self.awaits_state else self.ids[-1:],
+            pending_ids=self.pending,
         )
 
 
 class AnswerWriter:
-    """The part of :class:`~aura.model.AuraModel` that writes answers."""
+    """The part of :class:`~aura.model.AuraModel` that writes answers.
+
+    ``decoding`` says how tokens follow each other: by ``plain`` steps, by ``static`` ones
+    (:mod:`aura.model.static_decoding`), or, with ``auto``, by static ones where they are faster. Both write the same.
+    """
 
     config: Any  # an AuraConfig
     mllm: Mllm
+    decoding: Literal["auto", "plain", "static"] = "auto"
+    _decoders: KeptDecoders | None = None
 
     @torch.no_grad()
     def generate_answer(
@@ -98,7 +109,7 @@ class AnswerWriter:
             clip_features: [1, T, C] where ``input_ids`` hold the image; ``None`` when a cache is continued.
             past_key_values: The cache of the conversation so far. It is extended in place.
             max_new_tokens: The answer is cut (and marked ``truncated``) after so many tokens.
-            on_token: Called with each new token, in order, for streaming.
+            on_token: Called with each new token, in order, for streaming; with static steps, some at a time.
 
         Raises:
             ValueError: ``max_new_tokens`` is not positive, or placeholders and features differ in number.
@@ -106,6 +117,10 @@ class AnswerWriter:
         mllm, answer = self.mllm, _Answer(self.config, _positive(max_new_tokens))
         cache = mllm.new_cache() if past_key_values is None else past_key_values
         state = mllm(input_ids, clip_features=clip_features, past_key_values=cache)[0, -1]
+        if self._is_static(cache, 1):
+            held = cache.get_seq_length()
+            readable = torch.ones(1, held, dtype=torch.bool, device=state.device)
+            self._write_in_blocks([answer], state[None], cache, readable, readable.sum(1), on_token)
         while not answer.ended:
             token = int(self._likeliest(state))
             must_read = answer.emit(token, state)
@@ -162,7 +177,8 @@ class AnswerWriter:
             past_key_values=cache,
         )
         states = hidden[torch.arange(len(rests), device=device), lengths - 1]  # [Q, H]
-        self._write_in_lockstep(answers, states, cache, readable, prefix + lengths)
+        write = self._write_in_blocks if self._is_static(cache, len(prompts)) else self._write_in_lockstep
+        write(answers, states, cache, readable, prefix + lengths)
         return [answer.finish(None, states.new_zeros(0, states.shape[-1])) for answer in answers]
 
     def _write_in_lockstep(
@@ -185,7 +201,7 @@ class AnswerWriter:
             # Dropping a row copies the cache, so wait until it halves the work.
             if len(reading) <= len(rows) // 2:
                 keep = torch.tensor(reading, device=states.device)
-                cache.batch_select_indices(keep)
+                _select_rows(cache, keep)
                 rows = [rows[row] for row in reading]
                 readable, positions, choices = readable[keep], positions[keep], choices[keep]
                 reading = list(range(len(rows)))
@@ -200,11 +216,60 @@ class AnswerWriter:
             for row in reading:
                 answers[rows[row]].read(states[row])
 
+    def _is_static(self, cache: Cache, rows: int) -> bool:
+        if self.decoding == "plain" or not can_decode_statically(self.mllm, cache):
+            return False
+        return self.decoding == "static" or pays_off(self.mllm, cache, rows)
+
+    def _write_in_blocks(
+        self,
+        answers: list[_Answer],
+        states: torch.Tensor,  # [Q, H]
+        cache: Cache,
+        readable: torch.Tensor,  # [Q, keys] bool
+        positions: torch.Tensor,  # [Q]
+        on_token: Callable[[int], None] | None = None,
+    ) -> None:
+        """With static steps; the cache of a single answer comes back as plain steps would leave it."""
+        if self._decoders is None:
+            self._decoders = KeptDecoders()
+        count, held = readable.shape
+        decoder = self._decoders.take(self.mllm, self._likeliest, count, held)
+        decoder.load(cache, states, readable, positions)
+        while not all(answer.ended for answer in answers):
+            if decoder.places - decoder.used < BLOCK:
+                full, decoder = decoder, self._decoders.take(self.mllm, self._likeliest, count, decoder.used)
+                full.move_to(decoder, count)
+            tokens, states = decoder.run(BLOCK)
+            for step, choices in enumerate(tokens):
+                for row, answer in enumerate(answers):
+                    if answer.ended:
+                        continue
+                    must_read = answer.emit(choices[row], states[step, row])
+                    if on_token is not None:
+                        on_token(choices[row])
+                    if must_read:
+                        answer.read(states[step + 1, row])
+        if count == 1:
+            read = held + len(answers[0].ids) - len(answers[0].pending)
+            decoder.unload(cache, read)
+        self._decoders.put_back(decoder)
+
+    def forget_decoders(self) -> None:
+        """Free the memory that static steps keep for the next answer."""
+        self._decoders = None
+
     def _likeliest(self, states: torch.Tensor) -> torch.Tensor:
         """The most likely next token after states [..., H]; never the placeholder, which only an image may fill."""
         logits = self.mllm.logits(states)
         logits[..., self.config.image_token_id] = -torch.inf
-        return logits.argmax(-1)
+        return logits.argmax(-1).to(states.device)  # the head may lie on another device
+
+
+def _select_rows(cache: Cache, rows: torch.Tensor) -> None:
+    """Keep some rows of each layer's keys and values, which lie on that layer's device."""
+    for layer in cache.layers:
+        layer.batch_select_indices(rows.to(layer.keys.device))
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

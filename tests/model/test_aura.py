@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration
 from aura.config import LossSettings
 from aura.data.collate import collate
 from aura.losses import AuraCriterion
-from aura.model import AuraConfig, AuraModel
+from aura.model import AuraConfig, AuraModel, segmentation
 from aura.model.mllm import Mllm
 
 WITHOUT_SEG = {"conversations": [[6], [4]], "seg": 0}
@@ -108,6 +108,19 @@ def test_loading_with_a_device_map_and_in_half_precision(tiny_model, make_sample
         output = half(batch)
         assert output.amodal_logits.isfinite().all() and output.text_logits.dtype == dtype
     assert half.visible_decoder.iou_token.weight.dtype == torch.float32  # fp16 keeps segmentation whole
+
+
+def test_decoders_may_lie_on_different_devices(make_model, monkeypatch):
+    model = make_model().to("meta")
+
+    def decode(decoder, prompts, *_):
+        device = "meta" if decoder is model.visible_decoder else "cpu"
+        return torch.zeros(len(prompts), 32, 32, device="meta"), torch.zeros(len(prompts), device=device)
+
+    monkeypatch.setattr(segmentation, "decode", decode)
+    states, images = torch.empty(2, 32, device="meta"), torch.empty(1, 32, 8, 8, device="meta")
+    _, unused = model._decode(states, images, torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert unused.device.type == "meta"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

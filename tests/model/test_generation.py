@@ -1,9 +1,12 @@
 """Answers with a cache, alone and in lockstep, against plain forward passes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from aura.model import AuraModel
+from aura.model.generation import _select_rows
 
 SEG, EOS = 321, 2
 PREFIX = [1, 10, 11, 4, 4, 4, 4, 12]
@@ -123,3 +126,45 @@ def test_misuse_is_named(talkative, features):
         talkative.generate_answer(torch.tensor([PREFIX]), clip_features=features, max_new_tokens=0)
     with pytest.raises(ValueError, match="image placeholders"):
         talkative.generate_answer(torch.tensor([PREFIX[4:]]), clip_features=features)
+
+
+class Layer:
+    """A cache layer on some device that remembers which rows it was told to keep."""
+
+    def __init__(self, device: str) -> None:
+        self.keys = torch.empty(3, 1, 2, 4, device=device)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.chosen = indices
+
+
+def test_rows_are_selected_on_each_layers_own_device():
+    cache = SimpleNamespace(layers=[Layer("cpu"), Layer("meta")])
+    _select_rows(cache, torch.tensor([0, 2]))
+    assert [layer.chosen.device.type for layer in cache.layers] == ["cpu", "meta"]
+    assert cache.layers[0].chosen.tolist() == [0, 2]
+
+
+def test_the_head_may_lie_on_another_device_than_the_states(talkative, monkeypatch):
+    logits = torch.zeros(2, 322).index_fill_(1, torch.tensor([7]), 1.0)
+    monkeypatch.setattr(talkative.mllm, "logits", lambda states: logits)
+    assert talkative._likeliest(torch.empty(2, 32, device="meta")).device.type == "meta"
+    assert talkative._likeliest(torch.zeros(2, 32)).tolist() == [7, 7]
+
+
+def test_layers_on_the_disk_answer_alike(talkative, features, tmp_path):
+    talkative.save_pretrained(tmp_path / "model")
+    parts = dict.fromkeys(["mllm.vision_tower", "mllm.projector", "mllm.lm_head", "image_encoder"], "cpu")
+    parts |= dict.fromkeys(["prompt_encoder", "visible_decoder", "amodal_decoder"], "cpu")
+    parts |= dict.fromkeys(["occlusion_condition", "spatial_occlusion"], "cpu")
+    parts |= {f"mllm.language_model.{part}": "cpu" for part in ("embed_tokens", "layers.0", "norm", "rotary_emb")}
+    parts["mllm.language_model.layers.1"] = "disk"
+    spread = AuraModel.from_pretrained(tmp_path / "model", device_map=parts, offload_folder=tmp_path / "disk")
+    spread.decoding = "static"  # refused: these weights come and go
+    for one, other in zip(
+        talkative.generate_answers(prompts(5), clip_features=features, max_new_tokens=12),
+        spread.generate_answers(prompts(5), clip_features=features, max_new_tokens=12),
+        strict=True,
+    ):
+        assert one.token_ids == other.token_ids
+        assert torch.allclose(one.seg_hidden, other.seg_hidden, atol=1e-5)
