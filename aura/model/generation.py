@@ -268,7 +268,8 @@ class AnswerWriter:
 
 def _select_rows(cache: Cache, rows: torch.Tensor) -> None:
     """Keep some rows of each layer's keys and values, which lie on that layer's device."""
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         layer.batch_select_indices(rows.to(layer.keys.device))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers import Cache, StaticCache
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer
 
 from aura.model.mllm import Mllm
 
@@ -65,9 +65,7 @@ class StaticDecoder:
         count, used = readable.shape
         if self._step is None:
             self._make(cache, states)
-        for mine, other in zip(self.cache.layers, cache.layers, strict=True):
-            assert isinstance(mine, StaticLayer) and other.keys is not None and other.values is not None
-            assert mine.keys is not None and mine.values is not None
+        for mine, other in zip(_layers(self.cache), _layers(cache), strict=True):
             mine.keys[:count, :, :used] = other.keys[:count, :, :used]
             mine.values[:count, :, :used] = other.values[:count, :, :used]
             mine.cumulative_length.fill_(used)
@@ -104,14 +102,11 @@ class StaticDecoder:
 
     def unload(self, cache: Cache, used: int) -> None:
         """Give the first row's first ``used`` places back to the emptied ``cache``."""
-        for mine, other in zip(self.cache.layers, cache.layers, strict=True):
-            assert isinstance(mine, StaticLayer) and mine.keys is not None and mine.values is not None
-            assert isinstance(other, DynamicLayer)
+        for mine, other in zip(_layers(self.cache), _layers(cache), strict=True):
             other.update(mine.keys[:1, :, :used], mine.values[:1, :, :used])
 
     def _make(self, cache: Cache, states: torch.Tensor) -> None:
-        keys = cache.layers[0].keys
-        assert keys is not None
+        keys = _layers(cache)[0].keys
         device, dtype = keys.device, keys.dtype
         self.cache.early_initialization(self.rows, keys.shape[1], keys.shape[3], dtype, device)
         self.mask = torch.zeros(self.rows, 1, 1, self.places, dtype=self.mllm.dtype, device=device)
@@ -172,8 +167,8 @@ def can_decode_statically(mllm: Mllm, cache: Cache) -> bool:
 
 def pays_off(mllm: Mllm, cache: Cache, rows: int) -> bool:
     """Whether static steps are faster here and have the memory: on a GPU, but for what cannot be recorded."""
-    keys = cache.layers[0].keys
-    if keys is None or keys.device.type != "cuda" or getattr(mllm.language_model, "is_loaded_in_8bit", False):
+    keys = _layers(cache)[0].keys
+    if keys.device.type != "cuda" or getattr(mllm.language_model, "is_loaded_in_8bit", False):
         return False  # LLM.int8() looks for outliers on the host
     bytes_a_place = 2 * keys.element_size() * keys.shape[1] * keys.shape[3] * len(cache.layers)
     needed = bytes_a_place * (-(-rows // 4) * 4) * (keys.shape[2] + PLACES)
@@ -205,6 +200,11 @@ def _record(step: Callable[[], None]) -> Callable[[], None]:
         logger.warning("decoding steps are launched kernel by kernel, because they cannot be recorded (%s)", reason)
         return step
     return graph.replay
+
+
+def _layers(cache: Cache) -> list[Any]:
+    """With keys and values, which the library's type of a cache does not promise."""
+    return cache.layers
 
 
 def _addresses(mllm: Mllm) -> tuple[int, ...]:
