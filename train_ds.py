@@ -6,21 +6,23 @@ import sys
 from collections.abc import Sequence
 
 from aura import environment
-from aura.config import parse_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 if something that the config names does not fit, or 128 + the signal that stopped the run."""
-    config = parse_config(argv, prog="train_ds.py")
-    environment.prepare()
-    # After prepare(): torch's threads read the environment once, when torch is imported.
-    from aura.train.start import train
+    with environment.ctrl_c_in_one_line("train_ds.py"):
+        from aura.config import parse_config
 
-    try:
-        return train(config)
-    except (ValueError, FloatingPointError) as error:
-        print(f"train_ds.py: {error}", file=sys.stderr)
-        return 1
+        config = parse_config(argv, prog="train_ds.py")
+        environment.prepare()
+        # After prepare(): torch's threads read the environment once, when torch is imported.
+        from aura.train.start import train
+
+        try:
+            return train(config)
+        except (ValueError, FloatingPointError) as error:
+            print(f"train_ds.py: {error}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """glibc's mallopt parameters (malloc.h)."""
@@ -33,6 +38,30 @@ def prepare() -> None:
     # Nothing is sharded by transformers, which would list every layer for it.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     _keep_freed_memory()
+
+
+@contextlib.contextmanager
+def ctrl_c_in_one_line(program: str) -> Iterator[None]:
+    """Within ``with``: Ctrl-C ends the process at once, with one line in place of a traceback from wherever it was.
+
+    For the time in which there is nothing to save. An exception would come out of any import or C call, and some of
+    them turn it into another one. Of several ranks the first speaks for all.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"\n{program}: stopped by Ctrl-C\n".encode())  # print() could be interrupted in itself
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # so that a shell's loop over commands ends too
+
+    if threading.current_thread() is not threading.main_thread():  # Python refuses handlers there
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _free_port() -> int:

@@ -10,7 +10,7 @@ This module imports no torch at run time, so that data tools start fast.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -173,13 +173,25 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy with every tensor on ``device``."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(value: Any) -> Any:
-            if isinstance(value, tuple) and value and hasattr(value[0], "to"):
-                return tuple(v.to(device, non_blocking=True) for v in value)
-            return value.to(device, non_blocking=True) if hasattr(value, "to") else value
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, which a GPU reads while it computes; ``DataLoader`` calls it by this name."""
+        return self._changed(lambda tensor: tensor.pin_memory())
 
-        return Batch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor, those of each image too."""
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name)
+            yield from (v for v in (value if isinstance(value, tuple) else (value,)) if hasattr(v, "pin_memory"))
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        def changed(value: Any) -> Any:
+            if isinstance(value, tuple) and value and hasattr(value[0], "pin_memory"):
+                return tuple(map(change, value))
+            return change(value) if hasattr(value, "pin_memory") else value
+
+        return Batch(**{f.name: changed(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
 @dataclass

@@ -97,12 +97,16 @@ class AuraDataset(Dataset[ProcessedSample]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def record(self, key: Key) -> Sample:
+        """The record that a key stands for."""
+        return self.samples[self._rows[key[1]]]
+
     def __getitem__(self, key: Key) -> ProcessedSample:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[ProcessedSample]:
         """The samples of one batch: all with cached features, or, if any is not cached yet, all with pixels."""
-        samples = [self.samples[self._rows[index]] for _, index in keys]
+        samples = [self.record(key) for key in keys]
         features = [self.cache.load(s.image_path) if self.cache else None for s in samples]
         if None in features:
             features = [None] * len(samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ class Trainer:
         self.model.mllm.autocast = ds.uses_autocast(self.settings, self.process)
         rescaling = self.model.prompt_encoder.rescaling
         if new and rescaling is not None and rescaling.is_new:
-            stream = batches(self.samples, self.processor, self.config, self.process, self.cache)
-            rescale_states(self.model, islice(stream, RESCALING_BATCHES), quiet=not self.process.is_main)
+            with closing(batches(self.samples, self.processor, self.config, self.process, self.cache)) as stream:
+                rescale_states(self.model, islice(stream, RESCALING_BATCHES), quiet=not self.process.is_main)
         if self.settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
@@ -139,7 +140,7 @@ class Trainer:
         done = engine.steps * s.accumulation
         stream = batches(self.samples, self.processor, self.config, process, self.cache, start=done)
         bar = tqdm(total=s.steps, initial=engine.steps, desc="training", unit="step", disable=not process.is_main)
-        with Interrupt() as interrupt, bar:
+        with Interrupt() as interrupt, bar, closing(stream):
             while engine.steps < s.steps:
                 lr = engine.lr
                 for _ in range(s.accumulation):

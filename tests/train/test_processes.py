@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -75,7 +76,7 @@ def no_process_survives():
     STARTED.clear()
 
 
-def start(config, *options, rank=None, world=1, port=None):
+def start(config, *options, rank=None, world=1, port=None, **popen):
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     environment |= {"OMP_NUM_THREADS": "1"}
     if rank is not None:
@@ -83,7 +84,7 @@ def start(config, *options, rank=None, world=1, port=None):
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, str(SCRIPT), f"--config={config}", *options]
     STARTED.append(
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
     )
     return STARTED[-1]
 
@@ -93,6 +94,14 @@ def finish(process):
     assert process.returncode == 0, output[-3000:]
 
 
+def wait_until(process, happened):
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def losses(run):
     return {r["step"]: (r["total"], r["grad_norm"], r["lr"]) for r in read_log(run / "log.jsonl")}
 
@@ -100,10 +109,7 @@ def losses(run):
 def test_killed_run_continues_as_if_nothing_had_happened(config, tmp_path):
     whole = start(config, "--train.output_dir", str(tmp_path / "whole"))
     killed = start(config, "--data.feature_cache", str(tmp_path / "other"))
-    deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / "run" / "checkpoints" / "latest").is_file():
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(killed, lambda: (tmp_path / "run" / "checkpoints" / "latest").is_file())
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     finish(whole)
@@ -111,6 +117,26 @@ def test_killed_run_continues_as_if_nothing_had_happened(config, tmp_path):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     steps = [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl")]
     assert steps == list(range(1, 9))
+
+
+def test_loader_processes_leave_a_signal_to_the_run(config, tmp_path):
+    options = ("--data.num_workers", "2", "--train.steps", "100000", "--train.checkpoint_every", "0")
+    log, latest = (tmp_path / "run" / name for name in ("log.jsonl", "checkpoints/latest"))
+    stopped = start(config, *options, start_new_session=True)
+    wait_until(stopped, lambda: len(read_log(log)) > 2)
+    os.killpg(stopped.pid, signal.SIGTERM)  # the launcher does so to every process below it, the deepest first
+    output, _ = stopped.communicate(timeout=30)
+    assert stopped.returncode == 128 + signal.SIGTERM, output[-3000:]
+    assert latest.is_file() and "Traceback" not in output and "stopped by signal 15 after step" in output
+
+
+def test_ctrl_c_while_loading_is_one_line(config):
+    process = start(config)
+    # Somewhere among the imports; the deepest frames of a traceback would be of a library.
+    wait_until(process, lambda: any("torch" in m.path for m in psutil.Process(process.pid).memory_maps()))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGINT and output.split("\n") == ["", "train_ds.py: stopped by Ctrl-C", ""]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
