@@ -1,4 +1,4 @@
-"""The losses of the paper's Eq. 1-4 as pure functions, and :class:`AuraCriterion`, which applies them to a batch.
+"""The losses of the paper's Eq. 1 to 4 as pure functions, and :class:`AuraCriterion`, which applies them to a batch.
 
 Legend: B images, N ``[SEG]`` objects of the batch, n of one image, M supervised tokens, V vocabulary, H W pixels of
 the image, h w the mask decoder's grid. All mask losses are computed in fp32, whatever the model's precision.
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from aura.config import LossSettings
 from aura.geometry import to_decoder_grid, to_image
-from aura.targets import spatial_map
+from aura.targets import soft_spatial_map, spatial_map
 from aura.types import AuraOutput, Batch, ImageGeometry, Losses
 
 DICE_EPS = 1.0
@@ -20,14 +20,14 @@ DICE_EPS = 1.0
 
 
 def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, mean over the supervised tokens (Eq. 2). ``logits`` [M, V], ``targets`` [M]; 0 if M = 0."""
+    """Cross-entropy, mean over the supervised tokens (Eq. 1). ``logits`` [M, V], ``targets`` [M]; 0 if M = 0."""
     if len(targets) == 0:
         return logits.float().sum()
     return F.cross_entropy(logits.float(), targets)
 
 
 def mask_bce(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy, mean over the pixels of each mask (the CE of Eq. 3).
+    """Binary cross-entropy, mean over the pixels of each mask (the CE of Eq. 2).
 
     Args:
         logits: [n, H, W].
@@ -41,7 +41,9 @@ def mask_bce(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Te
 
 
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Soft Dice ``1 - (2 |p g| + eps) / (|p| + |g| + eps)`` with eps = :data:`DICE_EPS`; arguments as :func:`mask_bce`.
+    """Soft Dice ``1 - (2 |p g| + eps) / (|p| + |g| + eps)`` of each mask, with eps = :data:`DICE_EPS` (Eq. 2).
+
+    The arguments are those of :func:`mask_bce`.
 
     Returns:
         fp32 [n], in [0, 1).
@@ -55,7 +57,7 @@ def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> T
 
 
 def spatial_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
-    """3-class cross-entropy of the spatial occlusion map, mean over the pixels of each object (Eq. 4).
+    """3-class cross-entropy of the spatial occlusion map, mean over the pixels of each object (Eq. 3).
 
     Args:
         logits: [n, 3, H, W].
@@ -156,7 +158,6 @@ class AuraCriterion:
         if spatial_logits is not None:  # the map is made from both masks, so both are here
             grid = (spatial_logits.shape[-2], spatial_logits.shape[-1])
             hidden, valid = to_decoder_grid(masks["amodal"] & ~masks["visible"], geometry, grid)
-            seen = shares["visible"]
-            classes = torch.stack([(1 - seen - hidden).clamp(min=0), seen, hidden], dim=1)  # [n, 3, h, w]
+            classes = soft_spatial_map(shares["visible"], hidden)  # [n, 3, h, w]
             losses["spatial"] = spatial_loss(spatial_logits, classes, valid)
         return losses

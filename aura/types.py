@@ -30,6 +30,11 @@ Masks = Literal["both", "visible", "amodal"]
 """The kinds of mask that a method predicts."""
 
 
+def kinds_of(visible: Any, amodal: Any) -> Masks:
+    """Which of two masks are there; a missing one is ``None``."""
+    return "visible" if amodal is None else "amodal" if visible is None else "both"
+
+
 # --- records: what a data set holds -----------------------------------------------------------------------------------
 
 
@@ -227,7 +232,7 @@ class AuraOutput(MaskOutput):
 
 @dataclass
 class Losses:
-    """The terms of Eq. 1-4, unweighted scalars (0 where ablated), and their weighted ``total``."""
+    """The terms of Eq. 1 to 3, unweighted scalars (0 where ablated), and their weighted ``total`` (Eq. 4)."""
 
     total: torch.Tensor
     text: torch.Tensor
@@ -258,7 +263,7 @@ class MaskPair(NamedTuple):
     @property
     def kinds(self) -> Masks:
         """Which masks are there."""
-        return "visible" if self.amodal is None else "amodal" if self.visible is None else "both"
+        return kinds_of(self.visible, self.amodal)
 
 
 @dataclass(frozen=True)

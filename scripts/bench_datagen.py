@@ -41,6 +41,7 @@ from aura.datagen.store.store import Store
 from aura.files import write_text
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
+from aura.targets import occlusion_rate
 from aura.types import AmodalObject
 
 MODEL = "bench"
@@ -171,7 +172,7 @@ def entries(number: int) -> Iterator[ImageEntry]:
         amodal = (rows - 60 - 40 * n) ** 2 + (columns - 60 - 55 * n) ** 2 < 50**2
         visible = amodal & ~taken
         taken |= amodal
-        rate = float(1 - visible.sum() / amodal.sum())
+        rate = float(occlusion_rate(visible, amodal))
         objects.append(AmodalObject(n, category, encode_rle(visible), encode_rle(amodal), rate))
     found = with_occluders(objects)
     for image_id in range(1, number + 1):

@@ -43,6 +43,7 @@ from aura.model import AuraConfig, AuraModel
 from aura.model.quantize import cast_as_it_runs
 from aura.plan import describe
 from aura.plan.meter import GIB, Meter, Row, available_bytes
+from aura.targets import occlusion_rate
 from aura.types import AmodalObject, Batch, Conversation, Sample, Turn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,7 +158,7 @@ def make_batch(processor: Processor, picture: Image.Image, path: Path) -> Batch:
         mask[box] = True
     seen = [whole[0] & ~whole[1], whole[1]]
     objects = tuple(
-        AmodalObject(i, name, encode_rle(v), encode_rle(a), float(1 - v.sum() / a.sum()))
+        AmodalObject(i, name, encode_rle(v), encode_rle(a), float(occlusion_rate(v, a)))
         for i, (name, v, a) in enumerate(zip(("bicycle", "bench"), seen, whole, strict=True), start=1)
     )
     conversation = Conversation(1, (Turn(QUESTION, ANSWER, (1, 2)),))

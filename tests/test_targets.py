@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from aura.targets import occlusion_rate, spatial_map
+from aura.targets import occlusion_rate, rate_from_areas, soft_spatial_map, spatial_map
 
 AMODAL = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
 VISIBLE = np.array([[1, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
@@ -25,6 +25,13 @@ def test_rate_of_an_empty_object_is_zero(make):
     assert occlusion_rate(make(empty), make(empty)).tolist() == [0.0, 0.0]
 
 
+def test_rate_from_areas_is_rounded_once():
+    assert rate_from_areas(75, 100) == 0.25
+    assert rate_from_areas(4, 5) == 0.2  # 1 - 4 / 5 is a little less
+    assert (rate_from_areas(0, 8), rate_from_areas(0, 0), rate_from_areas(9, 8)) == (1.0, 0.0, 0.0)
+    assert rate_from_areas(1, 4) == occlusion_rate(VISIBLE, AMODAL)
+
+
 @pytest.mark.parametrize("make", kinds())
 def test_rates_of_several_objects(make):
     rates = occlusion_rate(make(np.stack([VISIBLE, AMODAL])), make(np.stack([AMODAL, AMODAL])))
@@ -40,6 +47,19 @@ def test_map_marks_visible_1_and_occluded_2(make):
 
 def test_visible_pixels_outside_the_amodal_mask_are_visible():
     assert spatial_map(AMODAL, VISIBLE).tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+
+
+def test_the_soft_map_holds_the_share_of_each_class():
+    visible = torch.tensor([[[0.25, 0.0], [1.0, 0.0]]])
+    occluded = torch.tensor([[[0.5, 0.0], [0.0, 1.0]]])
+    expected = [[[[0.25, 1.0], [0.0, 0.0]], [[0.25, 0.0], [1.0, 0.0]], [[0.5, 0.0], [0.0, 1.0]]]]
+    assert soft_spatial_map(visible, occluded).tolist() == expected
+
+
+def test_on_cells_of_one_pixel_the_soft_map_is_the_map():
+    visible, amodal = torch.from_numpy(VISIBLE)[None], torch.from_numpy(AMODAL)[None]
+    soft = soft_spatial_map(visible.float(), (amodal & ~visible).float())
+    assert torch.equal(soft.argmax(1), spatial_map(visible, amodal))
 
 
 def test_wrong_input_is_refused():

@@ -155,7 +155,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Weights of Eq. 1-4 (all 1 in the paper).
+    """Weights in Eq. 4 of the terms of Eq. 1 to 3 (all 1 in the paper).
 
     Args:
         text: Cross-entropy of the answer's tokens.

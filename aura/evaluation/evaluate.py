@@ -57,12 +57,13 @@ def evaluate_all(
     name: str = "AURA",
     observers: Sequence[Observer] = (),
 ) -> Iterator[tuple[Protocol, Report]]:
-    """Score ``model`` on ``dataset`` under each protocol; what the model writes itself serves both that judge it.
+    """Score ``model`` on ``dataset`` under each protocol.
 
-    Each report comes as soon as it is there, so that it can be kept whatever becomes of the rest.
+    Answers are generated once: both generated protocols score the same ones. A report is yielded as soon as it is
+    complete, so the caller can write it before the next protocol begins.
 
-    Where ``torch.distributed`` is initialised, each rank evaluates its own slice of the images, no image twice, and
-    every rank returns the report of all. The model is put in evaluation mode and back.
+    With ``torch.distributed`` each rank evaluates its own share of the images, and every rank gets the report of all
+    images. No image is scored twice. The model returns to training mode if it was in it.
 
     Args:
         model: On the device to use.
@@ -85,7 +86,7 @@ def evaluate_all(
     if not chosen:
         raise ValueError("there is no image with a conversation to evaluate; check the data file and the limit")
     mine = chosen[rank::world]
-    # ZeRO 3 needs every rank in every forward pass: who has an image less than others repeats one and drops the result.
+    # ZeRO 3 needs every rank in every forward pass. A rank with one image less repeats one and drops the result.
     padding = chosen[: -(-len(chosen) // world) - len(mine)]
     hidden = not progress or rank > 0
     for read in dict.fromkeys(protocol == "teacher_forced" for protocol in protocols):

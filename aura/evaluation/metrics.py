@@ -1,22 +1,22 @@
 """Exact mask metrics: IoUs from integer pixel counts, their means and sums, pairing, occlusion buckets.
 
-Everything is computed from one :class:`ObjectScore` per object and one :class:`AnswerScore` per answer. Both are small
-and picklable, so several processes score disjoint parts of a data set, concatenate their lists and get the same figures
-as one process, to the last bit (means use exactly rounded sums).
+Every figure is computed from one :class:`ObjectScore` per object and one :class:`AnswerScore` per answer. Several
+processes score disjoint parts of a data set and concatenate their lists. The figures are then those of one process to
+the last bit, because means use exactly rounded sums.
 
 Conventions, the same for every figure:
 
 - The IoU of two empty masks is 1 (LISA).
-- **gIoU** is the mean of IoUs: over objects (LISA), or over answers or images whose objects are averaged first.
-  **cIoU** is the sum of all intersections over the sum of all unions.
-- An unpaired object scores 0: a *missed* one has its true area as union, an *extra* prediction its predicted area. Both
-  count as one object in gIoU and with their union in cIoU, so neither silence nor chatter pays off, even where the
-  mask is empty.
-- The **invisible** region is the predicted amodal mask minus the *true* visible mask against the true amodal minus the
-  true visible mask, over objects whose hidden region is not empty (mean as C2F-Seg, cumulative as SD-Amodal).
-- **amodal_from_visible** puts the predicted visible mask in the amodal mask's place: what a method would score in
-  amodal IoU without completing anything.
-- A method may predict one kind of mask only. What needs the other kind is ``None`` in every score and figure.
+- **gIoU** is the mean of IoUs over objects (LISA). Per answer and per image, the objects are averaged first.
+- **cIoU** is the sum of all intersections over the sum of all unions.
+- An unpaired object has IoU 0, even if its mask is empty. It counts as one object in gIoU. In cIoU the union is the
+  true area of a *missed* object and the predicted area of an *extra* prediction. So neither silence nor chatter pays.
+- The **invisible** region is scored over the objects of which some is hidden. The true region is the true amodal mask
+  minus the true visible mask. The predicted region is the predicted amodal mask minus the *true* visible mask. Its gIoU
+  is C2F-Seg's figure, its cIoU is SD-Amodal's.
+- **amodal_from_visible** compares the predicted visible mask with the true amodal mask. A method scores this amodal IoU
+  without completing anything.
+- A method may predict one kind of mask only. Scores and figures that need the other kind are ``None``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from aura.targets import rate_from_areas
 from aura.types import MaskPair, Masks, SegRecord
 
 Status = Literal["paired", "missed", "extra"]
@@ -59,11 +60,6 @@ def overlap(predicted: np.ndarray, true: np.ndarray) -> Overlap:
     assert predicted.shape == true.shape and predicted.dtype == true.dtype == np.bool_
     intersection = int(np.count_nonzero(predicted & true))
     return Overlap(intersection, int(np.count_nonzero(predicted)) + int(np.count_nonzero(true)) - intersection)
-
-
-def hidden_share(visible_area: int, amodal_area: int) -> float:
-    """The occlusion rate from pixel counts, 1 - visible / amodal, in [0, 1]; 0 where the amodal mask is empty."""
-    return max(0.0, (amodal_area - visible_area) / amodal_area) if amodal_area else 0.0
 
 
 def blank(size: tuple[int, ...], masks: Masks = "both") -> MaskPair:
@@ -173,7 +169,7 @@ def score_object(
     if guess.visible is not None and guess.amodal is not None and seen is not None:
         outside = int(np.count_nonzero(guess.visible & ~guess.amodal))
         if rate is None and whole:
-            rate = hidden_share(seen - outside, whole)
+            rate = rate_from_areas(seen - outside, whole)
     return ObjectScore(
         record=record,
         status="paired" if credit else "extra" if true is None else "missed",
@@ -189,7 +185,7 @@ def score_object(
         predicted_visible_area=seen,
         predicted_amodal_area=whole,
         visible_outside=outside,
-        true_rate=None if true is None else hidden_share(true_visible, true_amodal),
+        true_rate=None if true is None else rate_from_areas(true_visible, true_amodal),
         predicted_rate=rate,
     )
 

@@ -25,7 +25,7 @@ from aura.config import Protocol
 from aura.evaluation.metrics import AnswerScore, ObjectScore, blank, pair_by_overlap, score_object
 from aura.evaluation.report import Report
 from aura.masks import decode_rle
-from aura.types import AmodalObject, MaskPair, Masks, Rle, Sample, SegRecord
+from aura.types import AmodalObject, MaskPair, Masks, Rle, Sample, SegRecord, kinds_of
 
 Mask = Rle | np.ndarray
 TurnKey = tuple[int, int]
@@ -50,7 +50,7 @@ class Prediction:
     @property
     def kinds(self) -> Masks:
         """Which masks are there."""
-        return "visible" if self.amodal is None else "amodal" if self.visible is None else "both"
+        return kinds_of(self.visible, self.amodal)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from aura.files import write_json
 from aura.formats.reading import RecordReader
 from aura.formats.sources import AnnotatedImage
 from aura.masks import decode_rle, encode_rle, rle_area, rle_bbox
+from aura.targets import rate_from_areas
 from aura.types import AmodalObject, Conversation, Rle, Sample, Turn
 
 FORMAT_VERSION = "1"
@@ -170,7 +171,7 @@ def annotation_record(obj: AmodalObject, image_id: int, category_id: int) -> dic
         "area": area,
         "bbox": rle_bbox(obj.amodal),
         "visible_bbox": rle_bbox(obj.visible),
-        "occlude_rate": 1.0 - seen / area,
+        "occlude_rate": rate_from_areas(seen, area),
         "occluded_by": list(obj.occluded_by),
         "iscrowd": 0,
     }

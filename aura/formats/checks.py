@@ -13,6 +13,7 @@ from PIL import Image
 from aura.formats.occlusion import DEPTH_ORDER, intersections, occluders
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
+from aura.targets import rate_from_areas
 from aura.types import SEG_TOKEN, AmodalObject, Rle
 
 RATE_TOLERANCE = 1e-4
@@ -265,7 +266,7 @@ def _mask_flaws(visible: Rle, amodal: Rle, invisible: Rle | None) -> Iterator[st
 
 def _figure_flaws(annotation: Mapping[str, Any], visible: Rle, amodal: Rle) -> Iterator[str]:
     area, seen = rle_area(amodal), rle_area(visible)
-    rate = 1.0 - seen / area if area else 0.0
+    rate = rate_from_areas(seen, area)
     for key, expected, tolerance in (("occlude_rate", rate, RATE_TOLERANCE), ("area", area, BOX_TOLERANCE)):
         value: Any = annotation.get(key)
         if not _is_number(value) or not abs(value - expected) <= tolerance:

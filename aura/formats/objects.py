@@ -12,6 +12,7 @@ from aura.formats.layouts import Layout, Tell
 from aura.formats.occlusion import intersections
 from aura.formats.reading import RecordReader
 from aura.masks import rle_bbox
+from aura.targets import rate_from_areas
 from aura.types import AmodalObject, Rle
 
 MAX_STRAY_FRACTION = 0.01
@@ -70,9 +71,10 @@ def object_of(
         visible = {"size": list(visible["size"]), "counts": visible["counts"].decode("ascii")}
     if invisible is not None:
         _check_invisible(reader, where, amodal, visible, invisible)
-    for what in _wrong_figures(annotation, layout, amodal, 1.0 - seen / area):
+    rate = rate_from_areas(seen, area)
+    for what in _wrong_figures(annotation, layout, amodal, rate):
         note(where, f"{what}; computed from the masks")
-    return AmodalObject(annotation["id"], name[0], visible, amodal, 1.0 - seen / area, supercategory=name[1])
+    return AmodalObject(annotation["id"], name[0], visible, amodal, rate, supercategory=name[1])
 
 
 def _stated_rate(annotation: Mapping[str, Any]) -> float:

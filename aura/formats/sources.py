@@ -20,6 +20,7 @@ from aura.formats.objects import area_of, object_of
 from aura.formats.occlusion import occluders
 from aura.formats.reading import RecordReader
 from aura.formats.streaming import Spool
+from aura.targets import rate_from_areas
 from aura.types import AmodalObject, Rle
 
 
@@ -49,8 +50,7 @@ def with_occluders(
 
 
 def _rates(visible: Sequence[Rle], amodal: Sequence[Rle]) -> list[float]:
-    """1 - |visible| / |amodal| of each pair."""
-    return [1.0 - area_of(v) / max(area_of(a), 1) for v, a in zip(visible, amodal, strict=True)]
+    return [rate_from_areas(area_of(v), area_of(a)) for v, a in zip(visible, amodal, strict=True)]
 
 
 # --- annotation files -------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from aura.files import write_json
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.mini.pictures import DEFAULT_ASSETS, load_backgrounds, load_cutouts, split_backgrounds
 from aura.mini.scenes import COMPOSER_VERSION, MIN_FILL, Background, Cutout, Scene, SceneObject, compose_scene
+from aura.targets import rate_from_areas
 
 __all__ = [
     "DEFAULT_ASSETS",
@@ -289,7 +290,7 @@ def _annotation(
         "visible_mask": encode_rle(visible),
         "image_id": image_id,
         "bbox": mask_to_bbox(amodal),
-        "occlude_rate": mask_area(invisible) / mask_area(amodal),
+        "occlude_rate": rate_from_areas(mask_area(visible), mask_area(amodal)),
         "category_id": category_ids[scene_object.category],
         "id": annotation_id,
     }

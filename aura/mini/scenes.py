@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from aura.targets import occlusion_rate, rate_from_areas
+
 COMPOSER_VERSION = 2
 """Goes up when the same randomness gives another scene, so that folders made before are made again."""
 
@@ -80,7 +82,7 @@ class SceneObject:
     @property
     def occlusion_rate(self) -> float:
         """Hidden fraction of the amodal area, in [0, 1]."""
-        return 1.0 - np.count_nonzero(self.visible) / np.count_nonzero(self.amodal)
+        return float(occlusion_rate(self.visible, self.amodal))
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class _Canvas:
         rates = []
         for index, (whole, seen) in enumerate(zip(self.amodal_area, self.visible_area, strict=True), 1):
             left = seen - int(lost[index])
-            rate = 1 - left / whole
+            rate = rate_from_areas(left, whole)
             if lost[index] and (rate > MAX_OCCLUSION or left < self.min_visible):
                 return None
             rates.append(rate)

@@ -18,7 +18,6 @@ from aura.evaluation.metrics import (
     best_assignment,
     by_occlusion,
     cumulative_iou,
-    hidden_share,
     mean_of_groups,
     overlap,
     pair_by_overlap,
@@ -80,13 +79,6 @@ def test_figures_agree_with_lisas_formula() -> None:
         iou[union == 0] = 1.0
         assert ours[kind]["giou_object"] == pytest.approx(iou.mean(), abs=1e-6)
         assert ours[kind]["ciou"] == pytest.approx(intersection.sum() / (union.sum() + 1e-10), abs=1e-12)
-
-
-def test_hidden_share() -> None:
-    assert hidden_share(75, 100) == 0.25
-    assert hidden_share(0, 8) == 1.0
-    assert hidden_share(0, 0) == 0.0
-    assert hidden_share(9, 8) == 0.0
 
 
 def test_one_object_by_hand() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from aura.files import write_text
 from aura.masks import decode_rle, encode_rle
 from aura.mini.benchmark import load_backgrounds, load_cutouts, scene_stream
+from aura.targets import occlusion_rate
 
 IMAGE_SIZE = 192
 PATCH_SIZE = 12
@@ -35,7 +36,7 @@ class PooledObject:
 
     @property
     def occlusion_rate(self) -> float:
-        return 1.0 - float(self.visible.sum()) / max(1.0, float(self.amodal.sum()))
+        return float(occlusion_rate(self.visible, self.amodal))
 
 
 def _chunk(job: tuple[str, str, str, int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
