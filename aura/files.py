@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -38,6 +39,17 @@ def write_json(path: str | Path, obj: Any, *, indent: int | None = None) -> None
     """Write ``obj`` as JSON with a final newline, atomically. NaN and infinity are refused: they are not JSON."""
     separators = (",", ":") if indent is None else None
     write_text(path, json.dumps(obj, indent=indent, separators=separators, allow_nan=False) + "\n")
+
+
+def places_for(path: Path, ending: str) -> list[Path]:
+    """Where something derived from ``path`` may be kept, best first: hidden beside it, else in the user's cache folder.
+
+    The cache folder is ``$AURA_CACHE``, else ``$XDG_CACHE_HOME/aura``, else ``~/.cache/aura``.
+    """
+    own = os.environ.get("AURA_CACHE")
+    cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aura"
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return [path.with_name(f".{path.name}{ending}"), cache / f"{name}{ending}"]
 
 
 def plain_mode() -> int:

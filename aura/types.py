@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SEG_TOKEN = "[SEG]"
 IMAGE_TOKEN = "<image>"
+RESERVED_TOKENS = (IMAGE_TOKEN, "<im_start>", "<im_end>", "<im_patch>", "<s>", "</s>")
+"""Texts that stand for something else than themselves whatever the tokenizer; its own special tokens come on top."""
 IGNORE_INDEX = -100
 
 Rle = dict[str, Any]
@@ -114,6 +116,11 @@ class Sample:
                         f"image {self.image_id}, conversation {conversation.id}, turn {number}: "
                         f"annotation ids {missing} are not objects of this image"
                     )
+
+
+def identifying_bytes(sample: Sample) -> bytes:
+    """What a run's identity depends on, of one image: its id and its conversations."""
+    return repr((sample.image_id, [(c.id, c.turns) for c in sample.conversations])).encode()
 
 
 # --- tensors: what the model reads and returns ------------------------------------------------------------------------

@@ -29,11 +29,12 @@ from tqdm import tqdm
 from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
 from aura.files import write_text
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
-from aura.formats.checks import Problem, picture_flaw
+from aura.formats.checks import Problem
 from aura.formats.layouts import recognise
 from aura.formats.occlusion import DEPTH_ORDER
 from aura.formats.reading import read_json_object
 from aura.formats.sources import AnnotatedImage, AnnotationFile
+from aura.pictures import Picture, examine, orientation_note, picture_flaw
 from aura.types import Conversation
 
 SHOWN = 20
@@ -151,7 +152,13 @@ def _read(path: Path, options: argparse.Namespace) -> Split:
     folder = None if options.no_images else find_pictures(options.images, source.file_names(), path.stem)
     split = Split(source, folder)
     for image in tqdm(source, desc=path.name, unit="image", leave=False, disable=None):
-        flaw = None if folder is None else picture_flaw(folder / image.file_name, image.height, image.width)
+        flaw = None
+        if folder is not None:
+            picture = Picture(image.image_id, folder / image.file_name, image.height, image.width)
+            facts = examine(picture.path)
+            flaw = picture_flaw(picture, facts)
+            if flaw is None and (note := orientation_note(picture, facts)):
+                source.notes.append(Problem(f"image {image.image_id}", note))
         if flaw is not None:
             source.problems.append(Problem(f"image {image.image_id}", f"{flaw}; {len(image.objects)} objects with it"))
         elif image.objects:

@@ -137,6 +137,8 @@ class DataSettings:
         max_length: Longest single conversation in tokens, image included; longer ones are an error, never cut.
         feature_cache: Folder for the frozen encoders' outputs; ``null`` computes them anew each time.
         num_workers: Processes that load data.
+        on_bad_record: What the checks before the start do about records that training would refuse: ``stop``, or
+            ``skip`` them and list them in the run folder.
     """
 
     train: SplitSettings = field(default_factory=SplitSettings)
@@ -145,6 +147,7 @@ class DataSettings:
     max_length: int = 1024
     feature_cache: str | None = None
     num_workers: int = 4
+    on_bad_record: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         per_image = self.conversations_per_image

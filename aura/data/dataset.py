@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import ProcessedSample, Processor
+from aura.data.selection import conversation_counts
 from aura.types import Conversation, Sample
 
 Key = tuple[int, int]
@@ -86,20 +87,16 @@ class AuraDataset(Dataset[ProcessedSample]):
     ) -> None:
         self.samples, self.processor, self.cache = samples, processor, cache
         self.conversations_per_image, self.seed = conversations_per_image, seed
-        every = [samples[i] for i in range(len(samples))]
-        self._rows = [i for i, sample in enumerate(every) if sample.conversations]
-        if len(self._rows) < len(every):
-            warnings.warn(
-                f"{len(every) - len(self._rows)} of {len(every)} images have no conversation and are left out",
-                stacklevel=2,
-            )
+        self._rows = np.flatnonzero(conversation_counts(samples))
+        if without := len(samples) - len(self._rows):
+            warnings.warn(f"{without} of {len(samples)} images have no conversation and are left out", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def record(self, key: Key) -> Sample:
         """The record that a key stands for."""
-        return self.samples[self._rows[key[1]]]
+        return self.samples[int(self._rows[key[1]])]
 
     def __getitem__(self, key: Key) -> ProcessedSample:
         return self.__getitems__([key])[0]

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from PIL import Image
-
 from aura.formats.occlusion import DEPTH_ORDER, intersections, occluders
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
+from aura.pictures import Picture, PictureFacts, picture_flaw
+from aura.pictures import examine as read_picture
 from aura.targets import rate_from_areas
-from aura.types import SEG_TOKEN, AmodalObject, Rle
+from aura.types import RESERVED_TOKENS, SEG_TOKEN, AmodalObject, Rle
 
 RATE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.5
@@ -35,7 +35,11 @@ Progress = Callable[[int, int], None]
 
 
 def problems(
-    document: Mapping[str, Any], *, images: Path | None = None, progress: Progress | None = None
+    document: Mapping[str, Any],
+    *,
+    images: Path | None = None,
+    progress: Progress | None = None,
+    examine: Callable[[Path], PictureFacts] = read_picture,
 ) -> list[Problem]:
     """Everything wrong with a parsed file; empty if it is sound.
 
@@ -43,23 +47,27 @@ def problems(
         document: The file's JSON.
         images: Folder of the pictures; they are opened and measured. ``None`` skips that.
         progress: Told after each image.
+        examine: Gives what a picture's file says; by default the file is read.
     """
-    return _Checker(document, images).run(progress)
+    return _Checker(document, images, examine).run(progress)
 
 
 def shared_images(
-    first: Mapping[str, Any], second: Mapping[str, Any], folders: tuple[Path, Path] | None = None
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    folders: tuple[Path, Path] | None = None,
+    digest_of: Callable[[Path], str | None] = lambda path: _digest(path),
 ) -> list[Problem]:
     """Images that two splits share: by the pictures' bytes (with the two ``folders``), by id, or by file name.
 
-    One problem for each such image of the second split.
+    One problem for each such image of the second split. ``digest_of`` a picture is ``None`` if there is none.
     """
     ones, found = _image_records(first), []
     keys = {"id": "id", "file_name": "file name"}
     taken = {key: {str(record.get(key)) for record in ones} for key in keys}
-    known = {} if folders is None else {_digest(folders[0] / record["file_name"]): record for record in ones}
+    known = {} if folders is None else {digest_of(folders[0] / record["file_name"]): record for record in ones}
     for record in _image_records(second):
-        digest = None if folders is None else _digest(folders[1] / record["file_name"])
+        digest = None if folders is None else digest_of(folders[1] / record["file_name"])
         same = " and ".join(word for key, word in keys.items() if str(record.get(key)) in taken[key])
         if digest is not None and digest in known:
             message = f"the picture equals image {known[digest].get('id')} of the other split; keep it in one of them"
@@ -84,27 +92,15 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def picture_flaw(path: Path, height: Any, width: Any) -> str | None:
-    """What is wrong with a picture that should be there, decode, and have this size; ``None`` if nothing is."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            size = (picture.height, picture.width)
-    except FileNotFoundError:
-        return f"{path} does not exist; give the right folder with --images"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} cannot be decoded ({error})"
-    if size != (height, width):
-        return f"{path} is {size[0]} x {size[1]} (height x width), the record says {height} x {width}"
-    return None
-
-
 class _Checker:
     """Walks through a document and collects what is wrong with it."""
 
-    def __init__(self, document: Mapping[str, Any], folder: Path | None) -> None:
+    def __init__(
+        self, document: Mapping[str, Any], folder: Path | None, examine: Callable[[Path], PictureFacts]
+    ) -> None:
         self.document = document
         self.folder = folder
+        self.examine = examine
         self.found: list[Problem] = []
         self.categories = self._records("categories", "category")
         self.images = self._records("images", "image")
@@ -161,7 +157,9 @@ class _Checker:
         if not _is_text(image.get("file_name")):
             self._report(where, "'file_name' must be a text")
         elif self.folder is not None:
-            flaw = picture_flaw(self.folder / image["file_name"], image.get("height"), image.get("width"))
+            path = self.folder / image["file_name"]
+            picture = Picture(number, path, image.get("height"), image.get("width"))  # type: ignore[arg-type]
+            flaw = picture_flaw(picture, self.examine(path))
             if flaw is not None:
                 self._report(where, flaw)
         height, width = image.get("height"), image.get("width")
@@ -232,6 +230,9 @@ class _Checker:
                 self._report(where, f"'{key}' must be a text")
         if SEG_TOKEN in str(turn.get("question")):
             self._report(where, f"the question holds {SEG_TOKEN}; only answers mark objects")
+        for key in ("question", "answer"):
+            if found := next((token for token in RESERVED_TOKENS if token in str(turn.get(key))), None):
+                self._report(where, f"the {key} contains the reserved token {found!r}; remove it")
         objects = turn.get("objects")
         if not isinstance(objects, list):
             self._report(where, "'objects' must be a list of annotation ids")

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from aura.config import SAME_NUMBERS, Config
+from aura.data.selection import records_digest
 from aura.files import plain_mode, write_json, write_text
 from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 from aura.types import Sample
@@ -32,7 +33,7 @@ FORMAT = 1
 MAY_CHANGE = {
     **SAME_NUMBERS,
     "model": SAME_NUMBERS["model"] | {"mllm", "vision_tower", "sam", "init_from"},
-    "data": SAME_NUMBERS["data"] | {"train", "val"},
+    "data": SAME_NUMBERS["data"] | {"train", "val", "on_bad_record"},
     "train": SAME_NUMBERS["train"] | {"validate_every", "validate_images"},
 }
 """Settings that a continued run may change: those of no consequence, and names of what is compared by its content."""
@@ -205,12 +206,9 @@ def identity(
         name: {key: value for key, value in sections[name].items() if key not in free}
         for name, free in MAY_CHANGE.items()
     }
-    records = hashlib.sha256()
-    for sample in samples:
-        records.update(repr((sample.image_id, [(c.id, c.turns) for c in sample.conversations])).encode())
     return {
         "number of processes": process.world_size,
-        "training records": f"{len(samples)} images, digest {records.hexdigest()[:12]}",
+        "training records": f"{len(samples)} images, digest {records_digest(samples)[:12]}",
         FROZEN: frozen_digest(model),
         **_flatten(json.loads(json.dumps(chosen))),  # as JSON gives them back, so that they can be compared
     }

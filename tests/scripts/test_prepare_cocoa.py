@@ -241,6 +241,22 @@ def test_bad_records_can_be_left_out(tmp_path, place, prepare):
     assert (tmp_path / "out" / "COCO_amodal_train2014_with_classes.problems.txt").is_file()
 
 
+def test_pictures_that_a_camera_turned_are_told(tmp_path, place, prepare, capsys):
+    content = cocoa_cls()
+    place(content)
+    folder = tmp_path / "pictures" / "train2014"
+    exif = Image.Exif()
+    first, second = (image["file_name"] for image in content["images"][:2])
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((W, H, 3), np.uint8)).save(folder / first, exif=exif)
+    exif[0x0112] = 3
+    Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(folder / second, exif=exif)
+    assert prepare() == 1
+    printed = capsys.readouterr().out
+    assert "bad record: " in printed and "EXIF orientation (6) turns it to 24 x 32" in printed
+    assert "note: " in printed and "EXIF orientation 3, which is not applied" in printed
+
+
 def test_pictures_must_be_there_decode_and_fit(tmp_path, place, prepare, capsys):
     content = cocoa_cls()
     content["images"] += [{"id": n, "file_name": f"{n}.jpg", "height": H, "width": W} for n in (11, 13)]

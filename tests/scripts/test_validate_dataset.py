@@ -141,6 +141,27 @@ def test_pictures_that_are_missing_or_damaged(generate, validate, tmp_path, caps
     assert validate([path, "--no-images"]) == 0
 
 
+def test_texts_are_checked_without_a_tokenizer_and_with_one(generate, validate, tiny_llava_dir, tmp_path, capsys):
+    assert generate(write_source(tmp_path, 1)) == 0
+    path = tmp_path / "split1.json"
+    content = json.loads(path.read_text())
+    first, second, *_ = content["conversations"]
+    first["turns"][0]["question"] = "<image> What could I drink from?"
+    path.write_text(json.dumps(content))
+    told = f"conversation {first['id']}, turn 0: the question contains the reserved token '<image>'"
+    assert validate([str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert told in shown and "1 problems" in shown
+    second["turns"][0]["question"] += " Tell me." * 400
+    path.write_text(json.dumps(content))
+    layer = tmp_path / "layer.yaml"
+    layer.write_text(f"model: {{mllm: {tiny_llava_dir}}}\ndata: {{max_length: 600}}\n")
+    assert validate([str(path), "--config", str(layer)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(told) == 1 and "2 problems" in shown
+    assert f"conversation {second['id']}: " in shown and "exceed the limit of 600" in shown
+
+
 def test_splits_with_a_common_picture(generate, validate, tmp_path, capsys):
     for number in (1, 2):
         assert generate(write_source(tmp_path, number)) == 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+import torch
+from PIL import Image
 
-from aura.config import SplitSettings
-from aura.train.start import load_split
+from aura.config import Config, DataSettings, ModelSettings, SplitSettings, TrainSettings
+from aura.data.selection import records_digest
+from aura.train.engine import Process
+from aura.train.splits import load_split, open_splits
 from aura.train.validation import check_metric
+from aura.weights.text import load_text_side
 
 DOCUMENT = {
     "images": [{"id": 7, "file_name": "7.png", "height": 2, "width": 2}],
@@ -40,3 +46,79 @@ def test_figures_that_can_choose_the_best_checkpoint(key):
 def test_figures_that_cannot(key):
     with pytest.raises(ValueError, match=r"best_metric.*visible\.giou_object"):
         check_metric(key)
+
+
+@pytest.fixture
+def config(tiny_llava_dir, tmp_path):
+    """Three images, of which the second has two conversations."""
+    images, conversations = [], []
+    for number in (1, 2, 3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 4, "width": 4})
+    for number, image in enumerate((1, 2, 2, 3)):
+        turns = [{"question": "Why?", "answer": "So.", "objects": []}]
+        conversations.append({"id": 10 + number, "image_id": image, "turns": turns})
+    document = {"images": images, "annotations": [], "categories": [], "conversations": conversations}
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    train = SplitSettings(str(tmp_path / "train.json"), str(tmp_path))
+    return Config(
+        ModelSettings(mllm=tiny_llava_dir),
+        DataSettings(train=train),
+        train=TrainSettings(output_dir=str(tmp_path / "run"), precision="fp32"),
+    )
+
+
+PROCESS = Process(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def opened(config, **data):
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+    return open_splits(config, load_text_side(config.model, config.data), PROCESS)
+
+
+def spoil(folder):
+    document = json.loads((folder / "train.json").read_text())
+    document["conversations"][2]["turns"][0]["question"] = "<image> Why?"
+    (folder / "train.json").write_text(json.dumps(document))
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:50])
+
+
+def test_bad_records_stop_a_run_before_its_weights_are_read(config, tmp_path, capsys):
+    assert len(opened(config).train) == 3
+    spoil(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"\(data\.train\): 2 bad records, .*conversation 12.*on_bad_record skip"
+    ) as told:
+        opened(config)
+    assert "\n" not in str(told.value)
+    shown = capsys.readouterr().out
+    assert "image 2, conversation 12, turn 0: the question contains" in shown and "image 3: " in shown
+
+
+def test_bad_records_are_left_out_and_listed(config, tmp_path):
+    whole = records_digest(opened(config).train)
+    spoil(tmp_path)
+    splits = opened(config, on_bad_record="skip")
+    assert [[c.id for c in sample.conversations] for sample in splits.train] == [[10], [11]]
+    (told,) = splits.told
+    assert told.startswith("left out 2 bad records of data.train") and "left_out.json" in told
+    listed = json.loads((tmp_path / "run" / "left_out.json").read_text())["data.train"]
+    assert [(record["image_id"], record["conversation_id"]) for record in listed] == [(2, 12), (3, None)]
+    again = opened(config, on_bad_record="skip")
+    assert records_digest(again.train) == records_digest(splits.train) != whole
+    for number in (1, 2):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="nothing is left"):
+        opened(config, on_bad_record="skip")
+
+
+def test_a_picture_in_both_splits_is_refused_whatever_it_is_called(config, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "7.png").write_bytes((tmp_path / "2.png").read_bytes())
+    document = {**DOCUMENT, "images": [{"id": 7, "file_name": "7.png", "height": 4, "width": 4}]}
+    (tmp_path / "val.json").write_text(json.dumps(document))
+    val = SplitSettings(str(tmp_path / "val.json"), str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"1 images are in data\.train and in data\.val, .*7\.png"):
+        opened(config, val=val)
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "other" / "7.png")
+    assert len(opened(config, val=val).val) == 1

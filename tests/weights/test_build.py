@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, SamModel
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
+from aura.data.preflight import text_fingerprint
 from aura.model import AuraModel
 from aura.weights.build import add_tokens, build_model
+from aura.weights.text import load_text_side
 
 DATA = DataSettings(max_length=300)
 LORA = LoraSettings(r=4, dropout=0.0)
@@ -72,7 +74,10 @@ def test_the_built_model_answers_and_survives_an_export(settings, tmp_path):
     answer = model.eval().generate_answer(prompt, clip_features=features, max_new_tokens=5)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again, processor, report = build_model(change(settings, mllm=None, sam=None, init_from=str(tmp_path)), DATA)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
+    exported = change(settings, mllm=None, sam=None, init_from=str(tmp_path))
+    again, processor, report = build_model(exported, DATA)
+    assert text_fingerprint(load_text_side(exported, DATA)) == text_fingerprint(processor)
     assert again.eval().generate_answer(prompt, clip_features=features, max_new_tokens=5).token_ids == answer.token_ids
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())

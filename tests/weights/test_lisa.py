@@ -23,9 +23,11 @@ from transformers import (
 )
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
+from aura.data.preflight import text_fingerprint
 from aura.model import AuraModel
 from aura.weights.build import build_model
 from aura.weights.sam import upstream_name
+from aura.weights.text import load_text_side
 
 DATA = DataSettings(max_length=300)
 PIECES = 400  # of the plain tokenizer; Llama's has 32000
@@ -179,6 +181,7 @@ def assert_equal_states(ours, theirs, tolerance=0.0):
 
 def test_every_tensor_of_a_merged_folder_arrives(settings, parts, size):
     model, processor, report = build_model(settings, DATA)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
     llama, mllm = parts.llama, model.mllm
     ours, theirs = dict(mllm.language_model.state_dict()), dict(llama.model.state_dict())
     ours["lm_head"], theirs["lm_head"] = mllm.lm_head.weight, llama.lm_head.weight
@@ -234,6 +237,7 @@ def test_a_training_state_equals_its_merged_folder(settings, training, parts, tm
         training = replace(training, init_from=str(tmp_path / "state"))
     expected, processor, _ = build_model(settings, DATA)
     model, own, report = build_model(training, DATA)
+    assert text_fingerprint(load_text_side(training, DATA)) == text_fingerprint(own)
     fresh = ("occlusion_condition.", "spatial_occlusion.")
     ours, theirs = (
         {name: value for name, value in m.state_dict().items() if not name.startswith(fresh)} for m in (model, expected)

@@ -28,11 +28,13 @@ from transformers import (
 )
 
 from aura.config import DataSettings, LoraSettings, ModelSettings, load_config
+from aura.data.preflight import text_fingerprint
 from aura.data.templates import get_template, render
 from aura.weights import load_llava
 from aura.weights.build import build_model
 from aura.weights.delta import MergedDelta, is_delta, save_shards
 from aura.weights.llava import llava_from_v1_state
+from aura.weights.text import load_text_side
 
 DATA = DataSettings(max_length=300)
 PIECES, ROWS, HIDDEN = 400, 403, 32  # pieces of the plain tokenizer (Llama's has 32000), rows of a v1-1 model
@@ -141,6 +143,7 @@ def logits_of(model, processor, before, pixels, after):
 
 def test_an_original_llava_computes_what_its_plain_parts_do(settings, v1):
     model, processor, report = build_model(settings, DATA)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
     before, after, pixels = [1, 50, 80, 401], [402, 7, 399, 50, 60], torch.randn(1, 3, 28, 28)
     ours, theirs = logits_of(model.eval(), processor, before, pixels, after), v1.logits(before, pixels, after)
     assert (ours[:, :ROWS] - theirs).abs().max() < 1e-4 and theirs.std() > 1
@@ -253,6 +256,9 @@ def test_a_llama_2_preview_has_neither_patch_nor_start_tokens(settings, sentence
     config = plain.config(mm_use_im_start_end=False)
     write_v1(Path(settings.mllm), sentencepiece_model, plain.state, config, added=())
     _, processor, _ = build_model(replace(settings, prompt_template="llava_llama_2"), DATA)
+    assert text_fingerprint(
+        load_text_side(replace(settings, prompt_template="llava_llama_2"), DATA)
+    ) == text_fingerprint(processor)
     assert (processor.seg_token_id, processor.image_token_id) == (PIECES, PIECES + 1)
     assert not processor.use_im_start_end and "<im_start>" not in processor.tokenizer.get_vocab()
 
@@ -451,6 +457,7 @@ def test_a_llava_hf_1_5_folder(tiny_tokenizer, tiny_sam_dir, tmp_path, prefixes)
     model, processor, report = build_model(settings, DATA)
     assert not any(part.missing or part.unexpected for part in report.parts)
     assert report.parts[0].loaded == len(llava.state_dict())
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
     assert processor.num_image_tokens == 9 and not processor.use_im_start_end
     assert processor.seg_token_id == size and model.mllm.lm_head.weight.shape[0] == 384
     assert report.parts[0].new == (f"embed_tokens[{size}]", f"lm_head[{size}]")
@@ -519,6 +526,7 @@ def test_neighbouring_patches_can_share_an_image_token(llama_dir, clip_dir, v1, 
         mllm=folder, vision_tower=clip_dir, sam=tiny_sam_dir, train_projector=True, image_token_merge=2
     )
     aura, processor, _ = build_model(settings, DATA)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
     side = VISION.image_size // VISION.patch_size
     assert processor.num_image_tokens == aura.config.num_image_tokens == side**2 // 4
 
@@ -556,6 +564,7 @@ def test_the_tower_may_come_from_a_llava(llama_dir, tiny_llava_config, tmp_path,
         mllm=llama_dir[1], vision_tower=str(tmp_path / "other"), sam=tiny_sam_dir, train_projector=True
     )
     aura, processor, report = build_model(settings, DATA)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
     theirs = llava.model.vision_tower.state_dict()
     assert all(torch.equal(theirs[name], value) for name, value in aura.mllm.vision_tower.state_dict().items())
     assert aura.config.llava_config.vision_feature_layer == -1
@@ -632,6 +641,7 @@ def test_a_gguf_file_by_path_or_inside_a_package(
     write_gguf(path, model, tiny_tokenizer)
     settings = ModelSettings(mllm=str(path), vision_tower=clip_dir, sam=tiny_sam_dir, train_projector=True)
     aura, processor, report = build_model(settings, DATA)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
     base = {n.replace(".base_layer", ""): v for n, v in aura.mllm.language_model.state_dict().items()}
     for name, value in model.model.state_dict().items():
         assert torch.allclose(base[name][: len(value)], value, atol=1e-6), name

@@ -1,0 +1,93 @@
+"""A picture's file: whether it is there and whole, its size, and how a camera said that it should be turned."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+ORIENTATION = 0x0112
+"""The EXIF tag."""
+UPRIGHT, LYING = 1, range(5, 9)
+"""Values of the tag: as stored; those that swap height and width."""
+
+
+class Picture(NamedTuple):
+    """What a record says about a picture."""
+
+    image_id: int
+    path: Path
+    height: int
+    width: int
+
+
+class PictureFacts(NamedTuple):
+    """What its file says; ``flaw`` says why it cannot be used, and is empty if it can."""
+
+    height: int = 0
+    width: int = 0
+    orientation: int = UPRIGHT
+    sha256: str = ""
+    flaw: str = ""
+
+
+def examine(path: Path) -> PictureFacts:
+    """Read a picture to its last byte and decode it; what is wrong is a fact, not an error."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return PictureFacts(flaw="does not exist")
+    except OSError as error:
+        return PictureFacts(flaw=f"cannot be read ({error.strerror})")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+            orientation = picture.getexif().get(ORIENTATION, UPRIGHT)
+            if picture.mode == "F":
+                return PictureFacts(flaw="holds floating-point numbers")
+            picture.draft(picture.mode, (1, 1))  # a JPEG is read to its end all the same, in two thirds of the time
+            picture.load()
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        unknown = isinstance(error, UnidentifiedImageError)
+        told = "no kind of picture that is known" if unknown else " ".join(str(error).split()) or type(error).__name__
+        return PictureFacts(flaw=f"cannot be decoded ({told})")
+    turned = orientation if orientation in range(1, 9) else UPRIGHT
+    return PictureFacts(height, width, turned, hashlib.sha256(data).hexdigest())
+
+
+def picture_flaw(picture: Picture, facts: PictureFacts, *, option: str = "--images") -> str | None:
+    """Why the record and the file do not go together; ``None`` if they do.
+
+    Args:
+        picture: The record.
+        facts: The file.
+        option: With what the folder of the pictures is given.
+    """
+    path = picture.path
+    if facts.flaw == "does not exist":
+        return f"{path} does not exist; give the right folder with {option}"
+    if facts.flaw:
+        return f"{path} {facts.flaw}; replace the file"
+    size, said = (facts.height, facts.width), (picture.height, picture.width)
+    if size == said:
+        return None
+    measured, recorded = (f"{height} x {width}" for height, width in (size, said))
+    if facts.orientation not in LYING or size != said[::-1]:
+        return f"{path} is {measured} (height x width), the record says {recorded}"
+    return (
+        f"{path} is {measured} (height x width) and its EXIF orientation ({facts.orientation}) turns it to {recorded}, "
+        "as the record has it; masks refer to the stored pixels, so store the picture upright (exiftran -ai FILE)"
+    )
+
+
+def orientation_note(picture: Picture, facts: PictureFacts) -> str | None:
+    """A doubt about a picture that fits: turned by half or mirrored, or square, it has its size either way."""
+    if facts.orientation == UPRIGHT or (facts.orientation in LYING and facts.height != facts.width):
+        return None
+    return (
+        f"{picture.path} has the EXIF orientation {facts.orientation}, which is not applied: its masks must refer to "
+        "the stored pixels"
+    )

@@ -1,0 +1,207 @@
+"""The records of a run: opened, checked before any weight is loaded, and kept apart from those it validates on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from aura.config import Config, SplitSettings
+from aura.data.conversations import ConversationTokenizer
+from aura.data.findings import Findings
+from aura.data.preflight import BadRecord, Inspection, inspect
+from aura.data.selection import Selection, conversation_counts, pictures
+from aura.files import write_json, write_text
+from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.train.engine import Process
+from aura.types import Sample
+
+SHOWN = 50
+"""Bad records that are printed; the file has them all."""
+LEFT_OUT, BAD = "left_out.json", "bad_records.txt"
+"""In the run folder: what ``data.on_bad_record skip`` left out; what ``stop`` found, where that is long."""
+
+T = TypeVar("T")
+
+
+class Splits(NamedTuple):
+    """What a run trains on, what it validates on, and what it says about both in its first lines."""
+
+    train: Sequence[Sample]
+    val: Sequence[Sample] | None
+    told: list[str]
+
+
+def open_splits(config: Config, tokenizer: ConversationTokenizer, process: Process) -> Splits:
+    """Open both splits and check every record of theirs; the main process checks for all.
+
+    Raises:
+        ValueError: An annotation file is missing or malformed, the splits share a picture, or a record is one that
+            training would refuse and ``data.on_bad_record`` is ``stop``.
+    """
+    data, run = config.data, Path(config.train.output_dir)
+    splits: dict[str, Sequence[Sample]] = {"train": in_turn(process, lambda: load_split(data.train, "train"))}
+    if data.val.annotations is not None:
+        splits["val"] = in_turn(process, lambda: load_split(data.val, "val"))
+    told: list[str] = []
+    if process.is_main:
+        refused = from_main(process, lambda: _check(config, splits, tokenizer, run, told))
+    else:
+        refused = from_main(process, lambda: {})
+    for name, bad in refused.items():
+        if bad:
+            splits[name] = without(splits[name], bad)
+            if not conversation_counts(splits[name]).any():
+                raise ValueError(f"data.{name}: every record is a bad one ({run / LEFT_OUT}); nothing is left")
+    return Splits(splits["train"], splits.get("val"), told)
+
+
+def load_split(split: SplitSettings, name: str) -> AmodalReasonSeg:
+    """Open a split, and look whether its pictures' folder is the right one.
+
+    Raises:
+        ValueError: Its annotations are not set, or not valid; no picture is there; there is no conversation.
+    """
+    if split.annotations is None:
+        raise ValueError(f"data.{name}.annotations is not set; give an AmodalReasonSeg JSON file")
+    dataset = AmodalReasonSeg.load(split.annotations, split.images)
+    counts = conversation_counts(dataset)
+    if not counts.any():
+        raise ValueError(
+            f"{split.annotations} (data.{name}) has no conversation; scripts/generate_questions.py writes some"
+        )
+    used = (picture for picture, count in zip(pictures(dataset), counts, strict=True) if count)
+    first = next(used)
+    if not first.path.is_file() and not any(picture.path.is_file() for picture in used):
+        number = np.count_nonzero(counts)
+        raise ValueError(
+            f"{split.annotations} (data.{name}): {number} of {number} pictures do not exist, the first is {first.path} "
+            f"of image {first.image_id}; give their folder with data.{name}.images"
+        )
+    return dataset
+
+
+def without(samples: Sequence[Sample], bad: Sequence[BadRecord]) -> Selection:
+    """The samples without the bad images, and without the bad conversations of others."""
+    images = {record.image_id for record in bad if record.conversation_id is None}
+    conversations = defaultdict(set)
+    for record in bad:
+        if record.conversation_id is not None and record.image_id not in images:
+            conversations[record.image_id].add(record.conversation_id)
+    kept = [place for place, picture in enumerate(pictures(samples)) if picture.image_id not in images]
+    return Selection(samples, np.array(kept, dtype=np.int64), conversations)
+
+
+def _check(
+    config: Config,
+    splits: dict[str, Sequence[Sample]],
+    tokenizer: ConversationTokenizer,
+    run: Path,
+    told: list[str],
+) -> dict[str, list[BadRecord]]:
+    """The bad records of each split, said and listed."""
+    inspected, kept = {}, {}
+    for name, samples in splits.items():
+        kept[name] = Findings(Path(getattr(config.data, name).annotations))
+        option = f"--data.{name}.images"
+        inspected[name] = inspect(samples, tokenizer, kept[name], option=option, name=f"data.{name}")
+    if "val" in splits:
+        refuse_leak(*(used_pictures(splits[name], kept[name]) for name in ("train", "val")))
+    for name, (_, notes) in inspected.items():
+        if notes:
+            told.append(f"data.{name}: {len(notes)} pictures may lie otherwise than their masks, such as {notes[0]}")
+    refused = {name: bad for name, (bad, _) in inspected.items() if bad}
+    if config.data.on_bad_record == "stop":
+        _refuse(config, inspected, run)
+    elif refused:
+        listed = {f"data.{name}": [record._asdict() for record in bad] for name, bad in refused.items()}
+        write_json(run / LEFT_OUT, listed, indent=1)
+        counted = " and ".join(f"{_counted(bad)} of data.{name}" for name, bad in refused.items())
+        told.append(f"left out {counted}: {run / LEFT_OUT} lists them")
+    else:
+        (run / LEFT_OUT).unlink(missing_ok=True)
+    return refused
+
+
+def _refuse(config: Config, inspected: dict[str, Inspection], run: Path) -> None:
+    """Raise ``ValueError`` for bad records, once they are listed."""
+    bad = [record.reason for found in inspected.values() for record in found.bad]
+    if not bad:
+        return
+    console = Console()
+    for reason in bad[:SHOWN]:
+        console.print(Text(f"  {reason}"), soft_wrap=True)
+    where = "above"
+    if len(bad) > SHOWN:
+        write_text(run / BAD, "\n".join(bad) + "\n")
+        where = f"in {run / BAD}"
+    files = " and ".join(
+        f"{getattr(config.data, name).annotations} (data.{name})" for name, found in inspected.items() if found.bad
+    )
+    raise ValueError(
+        f"{files}: {_counted(bad)}, listed {where}, the first: {bad[0]}. Mend them, or train without them: "
+        "--data.on_bad_record skip"
+    )
+
+
+def used_pictures(samples: Sequence[Sample], findings: Findings) -> dict[str, Path]:
+    """The pictures of the images that have a conversation, by their content."""
+    counts = conversation_counts(samples)
+    used = (picture.path for picture, count in zip(pictures(samples), counts, strict=True) if count)
+    return {findings.facts(path).sha256: path for path in used}
+
+
+def refuse_leak(train: Mapping[str, Path], val: Mapping[str, Path]) -> None:
+    """Raise ``ValueError`` if a picture is in both splits; each holds its own by their content."""
+    shared = sorted(str(path) for digest, path in val.items() if digest and digest in train)
+    if shared:
+        raise ValueError(
+            f"{len(shared)} images are in data.train and in data.val, the first {shared[0]}; splits must be disjoint"
+        )
+
+
+def _counted(bad: Sequence[object]) -> str:
+    return f"{len(bad)} bad record{'s' if len(bad) > 1 else ''}"
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def in_turn(process: Process, act: Callable[[], T]) -> T:
+    """Let the main process act first, then the first of each machine, then the others: what is made is made once."""
+    result: list[T] = []
+    refused: ValueError | None = None
+    for turn in range(3):
+        mine = 0 if process.is_main else 1 if process.local_rank == 0 else 2
+        if turn == mine:
+            try:
+                result.append(act())
+            except ValueError as error:  # the others would wait for this process
+                refused = error
+        if process.world_size > 1:
+            torch.distributed.barrier()
+    if refused is not None:
+        raise refused
+    return result[0]
+
+
+def from_main(process: Process, make: Callable[[], T]) -> T:
+    """What the main process makes, or the ``ValueError`` that it raises, for all of them."""
+    if process.world_size == 1:
+        return make()
+    made: list[Any] = [None, None]
+    if process.is_main:
+        try:
+            made[0] = make()
+        except (ValueError, OSError) as error:
+            made[1] = str(error)
+    torch.distributed.broadcast_object_list(made, src=0, device=process.device)
+    if made[1] is not None:
+        raise ValueError(made[1])
+    return made[0]
