@@ -93,9 +93,7 @@ class AuraCriterion:
     def __call__(self, output: AuraOutput, batch: Batch) -> Losses:
         terms = {"text": text_loss(output.text_logits, batch.target_ids), **self._object_losses(output, batch)}
         total = sum(getattr(self.settings, name) * value for name, value in terms.items())
-        if output.unused is not None:
-            total = total + output.unused.float()
-        return Losses(total=total, **terms)
+        return Losses(total=total + output.unused.float(), **terms)
 
     def _object_losses(self, output: AuraOutput, batch: Batch) -> dict[str, Tensor]:
         zero = output.text_logits.new_zeros((), dtype=torch.float32)

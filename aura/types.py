@@ -214,27 +214,55 @@ class ImageFeatures:
     clip_features: torch.Tensor
 
 
-@dataclass
-class MaskOutput:
-    """What is decoded for N ``[SEG]`` states; ``None`` where the model has no such part. Grid: SAM's padded square."""
+class MaskOutput(dict[str, Any]):
+    """What is decoded for N ``[SEG]`` states; ``None`` where the model has no such part. Grid: SAM's padded square.
 
+    A dict whose keys are attributes too. DeepSpeed hooks the tensors of tuples, lists and dicts alone: from any other
+    object it would not learn that a backward pass begins, and ZeRO would accumulate wrong gradients without a word.
+    """
+
+    __slots__ = ()
     visible_logits: torch.Tensor | None  # [N, h, w]
     amodal_logits: torch.Tensor | None  # [N, h, w]; one of the two is there
     occlusion_rate: torch.Tensor | None  # [N], in [0, 1]
     spatial_logits: torch.Tensor | None  # [N, 3, h, w]: 0 background, 1 visible, 2 occluded
 
+    def __init__(
+        self,
+        visible_logits: torch.Tensor | None,
+        amodal_logits: torch.Tensor | None,
+        occlusion_rate: torch.Tensor | None,
+        spatial_logits: torch.Tensor | None,
+    ) -> None:
+        super().__init__(
+            visible_logits=visible_logits,
+            amodal_logits=amodal_logits,
+            occlusion_rate=occlusion_rate,
+            spatial_logits=spatial_logits,
+        )
 
-@dataclass
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no {name}") from None
+
+
 class AuraOutput(MaskOutput):
     """The model's answer to a :class:`Batch`, without any target or loss.
 
-    ``text_logits`` [M, V] stand at ``Batch.target_index`` only. ``unused`` is a zero that keeps in the graph what no
-    target asks for: SAM's mask quality head, and all that lies behind ``[SEG]`` when the batch has none. Add it to the
-    loss, so that every trainable parameter takes part in every backward pass.
+    ``text_logits`` stand at ``Batch.target_index`` only. ``unused`` is a zero that keeps in the graph what no target
+    asks for: SAM's mask quality head, and all that lies behind ``[SEG]`` when the batch has none. Add it to the loss,
+    so that every trainable parameter takes part in every backward pass.
     """
 
-    text_logits: torch.Tensor = None  # type: ignore[assignment]
-    unused: torch.Tensor | None = None
+    __slots__ = ()
+    text_logits: torch.Tensor  # [M, V]
+    unused: torch.Tensor
+
+    def __init__(self, masks: MaskOutput, *, text_logits: torch.Tensor, unused: torch.Tensor) -> None:
+        super().__init__(**masks)
+        self.update(text_logits=text_logits, unused=unused)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 
 from aura.config import LossSettings
 from aura.losses import AuraCriterion, dice_loss, mask_bce, spatial_loss, text_loss
-from aura.types import AuraOutput, Batch, ImageGeometry, SegRecord
+from aura.types import AuraOutput, Batch, ImageGeometry, MaskOutput, SegRecord
 
 LOG2 = math.log(2)
 
@@ -91,7 +91,8 @@ def make_batch(geometries, masks, seg_image, seg_object, rates):
 
 
 def make_output(visible, amodal, rates=None, spatial=None, unused=None):
-    return AuraOutput(visible, amodal, rates, spatial, text_logits=torch.zeros(1, 2), unused=unused)
+    unused = torch.zeros(()) if unused is None else unused
+    return AuraOutput(MaskOutput(visible, amodal, rates, spatial), text_logits=torch.zeros(1, 2), unused=unused)
 
 
 def left_half(height=SIZE, width=SIZE):

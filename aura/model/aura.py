@@ -144,7 +144,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
 
         seg_index = batch.seg_index - int(self.config.seg_state == "before")
         masks, unused = self._decode(hidden[seg_index], sam_embeddings, batch.seg_image)
-        return AuraOutput(**vars(masks), text_logits=text_logits, unused=unused)
+        return AuraOutput(masks, text_logits=text_logits, unused=unused)
 
     def decode_masks(
         self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor
@@ -186,8 +186,8 @@ class AuraModel(AnswerWriter, PreTrainedModel):
 
         output = MaskOutput(visible, amodal, rate, spatial)
         if count == 0:
-            idle += [value for value in vars(output).values() if value is not None]
-            output = MaskOutput(**{name: value if value is None else value[:0] for name, value in vars(output).items()})
+            idle += [value for value in output.values() if value is not None]
+            output = MaskOutput(**{name: value if value is None else value[:0] for name, value in output.items()})
         # Spread over several devices, the decoders may lie on different ones.
         unused = 0.0 * torch.stack([value.float().mean().to(refined.device) for value in idle]).sum()
         return output, unused

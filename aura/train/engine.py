@@ -21,6 +21,9 @@ from aura.config import REDUCE_BUCKET, TrainSettings
 from aura.devices import check_bf16, check_build
 from aura.model.quantize import unpacked
 
+CPU_BUCKET = 20_000_000
+"""As :data:`aura.config.REDUCE_BUCKET`, on a CPU, where what is trained is far smaller."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -94,7 +97,7 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: s
     The scheduler counts optimizer steps; with warm-up W the first two steps run at lr 0 and the peak is step W + 2.
     """
     micro, accumulation = settings.micro_batch_size, settings.accumulation
-    bucket = REDUCE_BUCKET if device_type == "cuda" else 20_000_000  # the trainable part is far smaller on a CPU
+    bucket = REDUCE_BUCKET if device_type == "cuda" else CPU_BUCKET
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,

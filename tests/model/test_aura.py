@@ -239,7 +239,7 @@ def test_prompts_of_several_images_share_a_call(tiny_model):
         alone = tiny_model.decode_masks(
             states[k : k + 1], embeddings[image[k]][None], torch.zeros(1, dtype=torch.int64)
         )
-        for name, value in vars(alone).items():
+        for name, value in alone.items():
             assert torch.allclose(getattr(together, name)[k], value[0], atol=1e-5), name
     assert tiny_model.decode_masks(states[:0], embeddings, image[:0]).amodal_logits.shape == (0, 32, 32)
 

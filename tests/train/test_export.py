@@ -92,7 +92,7 @@ def answers(model, folder, samples):
     batch = collate([processor(sample) for sample in samples])
     with torch.no_grad():
         output = model(batch)
-    return {name: value for name, value in vars(output).items() if value is not None}
+    return {name: value for name, value in output.items() if value is not None}
 
 
 def assert_equal(one, other):
