@@ -70,23 +70,35 @@ def _centres(padded: int, cells: int, device: torch.device) -> torch.Tensor:
 @lru_cache(maxsize=64)
 def _upsampling(cells: int, padded: int, resized: int, original: int, device: torch.device) -> torch.Tensor:
     """[original, cells]: grid -> padded side -> crop -> original, along one axis."""
-    matrix = _bilinear(resized, original) @ _bilinear(cells, padded)[:resized]
-    return matrix.to(device, torch.float32)
+    rows, weights = _bilinear_taps(resized, original, device)  # [3, original]
+    columns, shares = _bilinear_taps(cells, padded, device)  # [3, padded]
+    columns, shares = columns[:, rows], shares[:, rows] * weights  # [3, 3, original]
+    matrix = torch.zeros(original, cells, dtype=torch.float64, device=device)
+    return matrix.scatter_add_(1, columns.flatten(0, 1).T, shares.flatten(0, 1).T).float()
 
 
-def _bilinear(size_in: int, size_out: int) -> torch.Tensor:
-    """float64 [size_out, size_in]: bilinear interpolation along one axis, with ``F.interpolate``'s own weights."""
-    # Its weights are rounded to float32 (some 1e-5 at 1024 px), so exact ones would agree less well.
-    return F.interpolate(torch.eye(size_in)[None], size_out, mode="linear", align_corners=False)[0].T.double()
+def _bilinear_taps(size_in: int, size_out: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bilinear interpolation along one axis: what each output is the sum of, as int64 and float64 [3, size_out].
+
+    The weights are those of ``F.interpolate``. It rounds them to float32 (some 1e-5 at 1024 px), so exact ones would
+    agree less well with it. Data sets have thousands of image sizes, so this asks for three sums, not for a matrix: the
+    inputs whose number leaves 0, 1 and 2 when divided by 3. Among three neighbours, each sum has the weight of one.
+    """
+    numbers, thirds = torch.arange(size_in, device=device), torch.arange(3, device=device)
+    signals = (numbers % 3 == thirds[:, None]).float()  # [3, size_in]
+    sums = F.interpolate(signals[None], size_out, mode="linear", align_corners=False)[0].double()  # [3, size_out]
+    centres = (torch.arange(size_out, device=device, dtype=torch.float64) + 0.5) * (size_in / size_out) - 0.5
+    neighbours = centres.round().long() + thirds[:, None] - 1  # [3, size_out]
+    return neighbours.clamp(0, size_in - 1), sums.gather(0, neighbours % 3)
 
 
 @lru_cache(maxsize=64)
 def _pooling(original: int, resized: int, padded: int, cells: int, device: torch.device) -> torch.Tensor:
     """[cells, original]: share of each pixel in the mean over each cell's part of the image; 0 rows on padding."""
     # Everything in units of original pixels: a cell is a stretch of the padded side, cut off where the image ends.
-    edges = torch.arange(cells + 1, dtype=torch.float64) * (padded / cells) * (original / resized)
+    edges = torch.arange(cells + 1, dtype=torch.float64, device=device) * (padded / cells) * (original / resized)
     edges = edges.clamp(max=original)
-    pixels = torch.arange(original, dtype=torch.float64)
+    pixels = torch.arange(original, dtype=torch.float64, device=device)
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     overlap = overlap.clamp(min=0)
-    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-9)).to(device, torch.float32)
+    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-9)).float()

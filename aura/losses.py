@@ -6,10 +6,13 @@ the image, h w the mask decoder's grid. All mask losses are computed in fp32, wh
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aura.chunks import in_chunks
 from aura.config import LossSettings
 from aura.geometry import to_decoder_grid, to_image
 from aura.targets import soft_spatial_map, spatial_map
@@ -17,6 +20,9 @@ from aura.types import AuraOutput, Batch, ImageGeometry, Losses
 
 DICE_EPS = 1.0
 """Added to both sides of the Dice fraction, in pixels: an empty mask predicted empty has loss 0, and never 0 / 0."""
+
+PIXELS_AT_ONCE = 16 * 640 * 480
+"""Most pixels of masks that are compared together: 16 objects of a COCO image, one of a large photograph."""
 
 
 def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -109,17 +115,32 @@ class AuraCriterion:
             mine = (batch.seg_image == image).nonzero().squeeze(1)
             if len(mine) == 0:
                 continue
-            rows = batch.seg_object[mine]
-            masks = {"visible": batch.visible_masks[image][rows], "amodal": batch.amodal_masks[image][rows]}
-            logits = {"visible": output.visible_logits, "amodal": output.amodal_logits}
-            spatial = output.spatial_logits[mine] if output.spatial_logits is not None else None
-            compare = self._at_image if self.settings.mask_resolution == "image" else self._at_decoder
-            # A model may decode one kind of mask only; the other kind then has no loss.
-            predicted = {kind: values[mine] for kind, values in logits.items() if values is not None}
-            losses = compare(predicted, spatial, masks, geometry)
+            logits = (output.visible_logits, output.amodal_logits, output.spatial_logits)
+            rows = [None if values is None else values[mine] for values in logits] + [batch.seg_object[mine]]
+            masks = {"visible": batch.visible_masks[image], "amodal": batch.amodal_masks[image]}
+            compare = partial(self._compare, all_masks=masks, geometry=geometry)
+            height, width = geometry.original
+            losses = in_chunks(compare, rows, max(1, PIXELS_AT_ONCE // (height * width)))
             for name, values in losses.items():
                 terms[name] = terms[name] + values.sum() / num_objects
         return terms
+
+    def _compare(
+        self,
+        visible: Tensor | None,  # [n, h, w]
+        amodal: Tensor | None,  # [n, h, w]
+        spatial: Tensor | None,  # [n, 3, h, w]
+        objects: Tensor,  # [n] rows of the image's masks
+        *,
+        all_masks: dict[str, Tensor],
+        geometry: ImageGeometry,
+    ) -> dict[str, Tensor]:
+        """Each mask term [n] of objects of one image."""
+        masks = {kind: values[objects] for kind, values in all_masks.items()}
+        # A model may decode one kind of mask only; the other kind then has no loss.
+        logits = {kind: value for kind, value in (("visible", visible), ("amodal", amodal)) if value is not None}
+        compare = self._at_image if self.settings.mask_resolution == "image" else self._at_decoder
+        return compare(logits, spatial, masks, geometry)
 
     @staticmethod
     def _at_image(

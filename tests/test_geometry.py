@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from aura import geometry as geometry_module
 from aura.geometry import to_decoder_grid, to_image
 from aura.types import ImageGeometry
 
@@ -73,3 +74,38 @@ def test_decoder_grid_by_hand():
     expected[0, 0], expected[1, 1] = 0.25, 1.0
     assert torch.equal(targets[0], expected)
     assert valid.tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2
+
+
+def dense_bilinear(size_in: int, size_out: int) -> torch.Tensor:
+    return F.interpolate(torch.eye(size_in)[None], size_out, mode="linear", align_corners=False)[0].T
+
+
+@pytest.mark.parametrize("size_in", [1, 2, 3, 5, 64, 683, 1024])
+@pytest.mark.parametrize("size_out", [1, 2, 7, 256, 427, 640, 2001])
+def test_taps_are_the_weights_of_interpolate(size_in, size_out):
+    index, weights = geometry_module._bilinear_taps(size_in, size_out, torch.device("cpu"))
+    matrix = torch.zeros(size_out, size_in, dtype=torch.float64)
+    matrix.scatter_add_(1, index.T, weights.T)
+    assert torch.equal(matrix.float(), dense_bilinear(size_in, size_out))
+
+
+@pytest.mark.parametrize(("resized", "original"), [(768, 480), (1024, 640), (683, 427), (391, 127), (1024, 2001)])
+def test_one_matrix_stands_for_both_interpolations(resized, original):
+    found = geometry_module._upsampling(256, 1024, resized, original, torch.device("cpu"))
+    whole = dense_bilinear(resized, original).double() @ dense_bilinear(256, 1024).double()[:resized]
+    assert torch.equal(found, whole.float())
+
+
+def test_many_sizes_take_little_memory_and_work(monkeypatch):
+    """Thousands of sizes pass through; a fixed number of matrices stays, and none is built from a dense product."""
+    geometry_module._upsampling.cache_clear()
+    monkeypatch.setattr(torch, "eye", None)
+    for height in range(300, 500):
+        to_image(torch.zeros(1, 16, 16), ImageGeometry((height, 640), (round(height * 1.6), 1024), 1024))
+    assert geometry_module._upsampling.cache_info().currsize == 64
+
+
+def test_matrices_are_made_on_their_device():
+    matrix = geometry_module._upsampling(16, 64, 43, 40, torch.device("meta"))
+    assert matrix.device.type == "meta" and matrix.shape == (40, 16)
+    assert geometry_module._pooling(40, 43, 64, 16, torch.device("meta")).device.type == "meta"

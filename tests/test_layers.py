@@ -9,7 +9,8 @@ from pathlib import Path
 AURA = Path(__file__).parents[1] / "aura"
 
 FLOORS = {
-    "the method's vocabulary": "config types files masks pictures geometry targets losses features devices environment",
+    "the method's vocabulary": "config types files masks pictures geometry targets chunks losses features devices "
+    "environment",
     "pictures, annotation files, tensors": "drawing formats data",
     "the network; questions from annotations": "model datagen",
     "weights of others; figures; answers to a user": "weights evaluation chat",

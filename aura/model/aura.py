@@ -10,13 +10,15 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel, SamModel
 
+from aura.chunks import in_chunks
 from aura.model import segmentation
 from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerWriter
@@ -24,6 +26,9 @@ from aura.model.mllm import Mllm, packed_attention_mask, widen_projector
 from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
 from aura.model.segmentation import PromptEncoder
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
+
+OBJECTS_AT_ONCE = 16
+"""Of SAM's size, whose masks are decoded together: both decoders and E_SO keep about 0.2 GB an object for training."""
 
 
 class PartSize(NamedTuple):
@@ -167,30 +172,47 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             # A stand-in object, because modules that run on one rank only would stop ZeRO and DDP.
             seg_hidden, seg_image = seg_hidden.new_zeros(1, seg_hidden.shape[1]), seg_image.new_zeros(1)
         refined = self.prompt_encoder(seg_hidden)  # e_r [N, C]
-        images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()
-        images = images[seg_image.to(refined.device)]  # [N, C, g, g]
-        positions = self.prompt_encoder.image_positions()
-        idle = []  # SAM's quality heads are trainable, as in LISA, but no loss asks for them
-        visible = amodal = rate = spatial = None
-        if self.visible_decoder is not None:
-            visible, quality = segmentation.decode(self.visible_decoder, refined, images, positions)  # [N, h, w], [N]
-            idle.append(quality)
-        aware = refined  # e_oa [N, C]
-        if self.occlusion_condition is not None:
-            aware, rate = self.occlusion_condition(refined)
-        if self.amodal_decoder is not None:
-            amodal, quality = segmentation.decode(self.amodal_decoder, aware, images, positions)
-            idle.append(quality)
-        if self.spatial_occlusion is not None:
-            spatial = self.spatial_occlusion(visible, amodal)  # [N, 3, h, w]
+        images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()  # [B, C, g, g]
 
-        output = MaskOutput(visible, amodal, rate, spatial)
+        def draw(refined: torch.Tensor, seg_image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return self._draw(refined, images[seg_image])
+
+        drawn = in_chunks(draw, (refined, seg_image.to(refined.device)), self._objects_at_once(images.shape[-2:]))
+        # SAM's quality heads are trainable, as in LISA, but no loss asks for them.
+        idle = [drawn.pop(name) for name in ("visible_quality", "amodal_quality") if name in drawn]
+        output = MaskOutput(*map(drawn.get, ("visible", "amodal", "rate", "spatial")))
         if count == 0:
             idle += [value for value in output.values() if value is not None]
             output = MaskOutput(**{name: value if value is None else value[:0] for name, value in output.items()})
         # Spread over several devices, the decoders may lie on different ones.
         unused = 0.0 * torch.stack([value.float().mean().to(refined.device) for value in idle]).sum()
         return output, unused
+
+    def _draw(self, refined: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Masks and occlusion of n objects: e_r [n, C], each with its image's embedding [n, C, g, g]."""
+        drawn: dict[str, torch.Tensor] = {}
+        positions = self.prompt_encoder.image_positions()
+        if self.visible_decoder is not None:
+            logits, quality = segmentation.decode(self.visible_decoder, refined, images, positions)  # [n, h, w], [n]
+            drawn |= {"visible": logits, "visible_quality": quality}
+        aware = refined  # e_oa [n, C]
+        if self.occlusion_condition is not None:
+            aware, drawn["rate"] = self.occlusion_condition(refined)
+        if self.amodal_decoder is not None:
+            logits, quality = segmentation.decode(self.amodal_decoder, aware, images, positions)
+            drawn |= {"amodal": logits, "amodal_quality": quality}
+        if self.spatial_occlusion is not None:
+            drawn["spatial"] = self.spatial_occlusion(drawn["visible"], drawn["amodal"])  # [n, 3, h, w]
+        return drawn
+
+    def _objects_at_once(self, grid: Sequence[int]) -> int:
+        """Objects whose intermediate results are kept together: 16 on SAM's own grid of 64 x 64, more on a smaller one.
+
+        All under ZeRO-3, which needs each module to be called equally often on every rank.
+        """
+        if any(hasattr(p, "ds_id") for p in self.prompt_encoder.projection.parameters()):
+            return sys.maxsize
+        return max(1, OBJECTS_AT_ONCE * 64 * 64 // (grid[0] * grid[1]))
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
