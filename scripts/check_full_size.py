@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
+from transformers import LlavaForConditionalGeneration, SamModel
 from transformers.initialization import no_init_weights
 
 from aura.config import LossSettings, ModelSettings
@@ -42,6 +42,7 @@ from aura.masks import encode_rle
 from aura.model import AuraConfig, AuraModel
 from aura.model.quantize import cast_as_it_runs
 from aura.plan import describe
+from aura.plan.architectures import tiny_architecture
 from aura.plan.meter import GIB, Meter, Row, available_bytes
 from aura.targets import occlusion_rate
 from aura.types import AmodalObject, Batch, Conversation, Sample, Turn
@@ -58,25 +59,7 @@ PATTERN = 1_048_583  # a prime, so that no two rows of a matrix are alike
 
 def architecture(scale: str) -> AuraConfig:
     """The 7B model with SAM ViT-H, or one of the same kind that a test can afford."""
-    settings = ModelSettings()
-    if scale == "full":
-        return describe(settings, mllm="7b", sam="vit_h")[0]
-    text = LlamaConfig(vocab_size=1, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    sam = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 3, "mlp_dim": 64}
-    sam |= {"image_size": 64, "patch_size": 8, "output_channels": 64, "num_pos_feats": 32}
-    lora = settings.lora
-    return AuraConfig(
-        llava_config=LlavaConfig(text_config=text, vision_config=vision, vision_feature_layer=-2),
-        sam_config=SamConfig(
-            vision_config={**sam, "global_attn_indexes": [1]},
-            prompt_encoder_config={"hidden_size": 64, "image_size": 64, "patch_size": 8},
-            mask_decoder_config={"hidden_size": 64, "mlp_dim": 64, "iou_head_hidden_dim": 64},
-        ),
-        lora={"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": list(lora.targets)},
-    )
+    return describe(ModelSettings(), mllm="7b", sam="vit_h")[0] if scale == "full" else tiny_architecture()
 
 
 def build(config: AuraConfig, processor: Processor) -> AuraModel:

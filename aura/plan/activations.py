@@ -29,7 +29,7 @@ class Workload:
         prompt_tokens: Tokens that the conversations of an image share besides the image: system prompt and marks.
         text_tokens: Tokens of one conversation after that: question and answer.
         answer_tokens: Those of them that are supervised.
-        objects: ``[SEG]`` of one conversation.
+        objects: ``[SEG]`` of one conversation, on average.
         height: Of the images, in pixels.
         width: Of the images, in pixels.
     """
@@ -39,7 +39,7 @@ class Workload:
     prompt_tokens: int = 45
     text_tokens: int = 80
     answer_tokens: int = 45
-    objects: int = 2
+    objects: float = 2
     height: int = 480
     width: int = 640
 
@@ -53,7 +53,7 @@ class Workload:
 
     @property
     def num_objects(self) -> int:
-        return self.images * self.conversations * self.objects
+        return round(self.images * self.conversations * self.objects)
 
 
 def saved(

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 
-from aura.config import ModelSettings
+from aura.config import LoraSettings, ModelSettings
 from aura.model.configuration import AuraConfig
 from aura.weights import read_config
 from aura.weights.llava import v1_config
@@ -175,3 +175,23 @@ def sam_of(name: str) -> SamConfig:
 def _recognise_sam(path: str | None) -> str:
     found = re.search(r"vit[-_]?(base|large|huge|b|l|h)(?![a-z])", Path(path or "").name.lower())
     return f"vit_{found[1][0]}" if found else ""
+
+
+def tiny_architecture() -> AuraConfig:
+    """The same kind of model at a size that a test can afford, with a vocabulary of one token to be widened."""
+    text = LlamaConfig(vocab_size=1, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    sam = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 3, "mlp_dim": 64}
+    sam |= {"image_size": 64, "patch_size": 8, "output_channels": 64, "num_pos_feats": 32}
+    lora = LoraSettings()
+    return AuraConfig(
+        llava_config=LlavaConfig(text_config=text, vision_config=vision, vision_feature_layer=-2),
+        sam_config=SamConfig(
+            vision_config={**sam, "global_attn_indexes": [1]},
+            prompt_encoder_config={"hidden_size": 64, "image_size": 64, "patch_size": 8},
+            mask_decoder_config={"hidden_size": 64, "mlp_dim": 64, "iou_head_hidden_dim": 64},
+        ),
+        lora={"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": list(lora.targets)},
+    )

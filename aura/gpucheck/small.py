@@ -1,0 +1,196 @@
+"""Sections on the mini model: the device against the CPU, the export against the run, fp16 overflows."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aura.config import LossSettings, Precision
+from aura.data.collate import collate
+from aura.devices import has_bf16
+from aura.evaluation.evaluate import answer_starts
+from aura.gpucheck import models
+from aura.gpucheck.findings import Findings
+from aura.gpucheck.lab import Lab, release
+from aura.losses import AuraCriterion
+from aura.model import AuraModel
+from aura.model.configuration import DTYPES
+from aura.train import checkpoint as ckpt
+from aura.train import engine as ds
+from aura.types import Batch
+
+HUGE = 1e30
+"""Times a loss: its gradients do not fit fp16, and the loss itself fits fp32."""
+
+
+@contextlib.contextmanager
+def strict_fp32() -> Iterator[None]:
+    """Products and convolutions of fp32 in fp32: no TF32."""
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
+
+
+def relative(value: Tensor, reference: Tensor) -> float:
+    """The largest difference in units of the reference's largest value."""
+    value, reference = value.detach().float().cpu(), reference.detach().float().cpu()
+    return float((value - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
+
+
+def _batch(lab: Lab, processor: Any, count: int = 2) -> tuple[Batch, list[list[int]]]:
+    """Images of the mini benchmark with their first three conversations, and the prompts of the first one's."""
+    samples = models.mini_samples(lab.folder, 4)[:count]
+    chosen = [(sample, sample.conversations[:3]) for sample in samples]
+    sample, conversations = chosen[0]
+    tokens = [processor.conversation(conversation, sample.image_id) for conversation in conversations]
+    prompts = [each.input_ids[: answer_starts(each)[0]] for each in tokens]
+    return collate([processor(sample, None, some) for sample, some in chosen]), prompts
+
+
+# --- 1 ----------------------------------------------------------------------------------------------------------------
+
+
+def devices_agree(lab: Lab, found: Findings) -> None:
+    """Features, losses, gradients and tokens of the same weights, here and on the CPU, all in fp32."""
+    model, processor = models.mini_model(models.mini_config())
+    with torch.no_grad():  # adapters start as a zero update: half of their gradients would be zero
+        for _, parameter in model.trainable_parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    batch, prompts = _batch(lab, processor)
+    with strict_fp32():
+        here = _observe(model, batch, prompts, torch.device("cpu"))
+        there = _observe(copy.deepcopy(model), batch, prompts, lab.device)
+    for name in ("SAM features", "CLIP features"):
+        found.at_most(f"{name} equal the CPU's", relative(there[name], here[name]), 1e-4)
+    losses = {k: abs(v - here["losses"][k]) / max(abs(here["losses"][k]), 1e-3) for k, v in there["losses"].items()}
+    worst = max(losses, key=lambda name: losses[name])
+    found.at_most(f"every loss equals the CPU's ({worst} the least)", losses[worst], 1e-4)
+    largest = max(float(gradient.norm()) for gradient in here["gradients"].values())
+    apart = {
+        name: float((there["gradients"][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * largest))
+        for name, gradient in here["gradients"].items()
+    }
+    worst = max(apart, key=lambda name: apart[name])
+    found.at_most(f"every gradient equals the CPU's ({worst} the least)", apart[worst], 1e-3)
+    same = there["tokens"] == here["tokens"]
+    lengths = [len(tokens) for tokens in here["tokens"]]
+    found.check("generated tokens are the CPU's", same, seen="equal" if same else "different", wanted="equal")
+    found.fact(answer_tokens=lengths, loss=here["losses"]["total"], gradients=len(apart))
+
+
+def _observe(model: AuraModel, batch: Batch, prompts: list[list[int]], device: torch.device) -> dict[str, Any]:
+    model, batch = model.to(device).train(), batch.to(device)  # type: ignore[arg-type]
+    assert batch.sam_pixels is not None and batch.clip_pixels is not None
+    features = model.encode_images(batch.sam_pixels, batch.clip_pixels)
+    losses = AuraCriterion(LossSettings(mask_resolution="decoder"))(model(batch), batch)
+    losses.total.backward()
+    gradients = {name: p.grad.float().cpu() for name, p in model.trainable_parameters() if p.grad is not None}
+    model.eval()
+    answers = model.generate_answers(prompts, clip_features=features.clip_features[:1], max_new_tokens=24)
+    return {
+        "SAM features": features.sam_embeddings.cpu(),
+        "CLIP features": features.clip_features.cpu(),
+        "losses": losses.as_floats(),
+        "gradients": gradients,
+        "tokens": [answer.token_ids for answer in answers],
+    }
+
+
+# --- 2 ----------------------------------------------------------------------------------------------------------------
+
+
+def export_is_the_run(lab: Lab, found: Findings) -> None:
+    """In each half precision: some steps through the engine, an export, and the loaded export's own output."""
+    kinds: tuple[Precision, ...] = ("bf16", "fp16")
+    for precision in kinds:
+        if precision == "fp16" and lab.device.type != "cuda":
+            found.fact(fp16="not on a CPU, where DeepSpeed refuses it")
+        elif precision == "bf16" and not has_bf16(lab.device):
+            found.fact(bf16="this GPU has no bf16 units")
+        else:
+            _export_and_reload(lab, found, precision)
+
+
+def _export_and_reload(lab: Lab, found: Findings, precision: Precision) -> None:
+    settings = lab.settings(precision, lr=1e-3)
+    model, processor = models.mini_model(models.mini_config(), DTYPES[precision])
+    batch = _batch(lab, processor)[0].to(lab.device)
+    model.to(lab.device).train()  # type: ignore[arg-type]
+    engine = ds.Engine(model, settings, lab.process(settings))
+    criterion = AuraCriterion(LossSettings(mask_resolution="decoder"))
+    totals = [_step(engine, criterion, batch) for _ in range(4 if lab.tiny else 16)]
+    folder = lab.folder / f"export_{precision}"
+    ckpt.export(engine, processor, folder, None)
+    loaded = AuraModel.from_pretrained(folder, dtype=DTYPES[precision]).to(lab.device).eval()
+    model.eval()
+    with torch.no_grad():
+        run, export = model(batch), loaded(batch)
+    found.check(f"{precision}: the loss falls", totals[-1] < totals[0], seen=totals, wanted="the last below the first")
+    for name in ("text_logits", "visible_logits", "amodal_logits"):
+        apart = relative(getattr(export, name), getattr(run, name))
+        found.at_most(f"{precision}: the export's {name} are the run's", apart, 2e-3)
+    release(engine)
+
+
+def _step(engine: ds.Engine, criterion: AuraCriterion, batch: Batch, times: float = 1.0) -> float:
+    """One micro-batch; ``times`` enlarges its loss."""
+    losses = criterion(engine(batch), batch)
+    engine.backward(losses.total * times)
+    engine.step()
+    return float(losses.total.detach())
+
+
+# --- 3 ----------------------------------------------------------------------------------------------------------------
+
+
+def overflows_are_skipped(lab: Lab, found: Findings) -> None:
+    """Two optimizer steps whose gradients overflow fp16: nothing moves, the scale falls, and the next ones train."""
+    on_gpu = lab.device.type == "cuda"
+    precision: Precision = "fp16" if on_gpu else "fp32"  # DeepSpeed refuses fp16 on a CPU: without overflows there
+    settings = lab.settings(precision, lr=1e-3)
+    model, processor = models.mini_model(models.mini_config(), DTYPES[precision])
+    batch = _batch(lab, processor)[0].to(lab.device)
+    model.to(lab.device).train()  # type: ignore[arg-type]
+    engine = ds.Engine(model, settings, lab.process(settings))
+    criterion = AuraCriterion(LossSettings(mask_resolution="decoder"))
+    for _ in range(3 if lab.tiny else 6):
+        _step(engine, criterion, batch)
+    before, scale, steps = _weights(model), loss_scale(engine), engine.steps
+    for _ in range(2 if on_gpu else 0):
+        _step(engine, criterion, batch, HUGE)
+    same = all(torch.equal(value, before[name]) for name, value in _weights(model).items())
+    found.check("weights are unchanged", same, seen="equal" if same else "different", wanted="equal", gpu_only=True)
+    now = loss_scale(engine)
+    fell = scale is not None and now is not None and now < scale
+    found.check("the loss scale falls", fell, seen=now, wanted=f"below {scale}", gpu_only=True)
+    found.check("they count as no steps", engine.steps == steps, seen=engine.steps, wanted=steps, gpu_only=True)
+    after = [_step(engine, criterion, batch) for _ in range(2 if lab.tiny else 4)]
+    moved = any(not torch.equal(value, before[name]) for name, value in _weights(model).items())
+    found.check("the run goes on", moved, seen=after, wanted="finite losses, weights that move")
+    release(engine)
+
+
+def _weights(model: AuraModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.trainable_parameters()}
+
+
+def loss_scale(engine: ds.Engine) -> float | None:
+    """DeepSpeed's present loss scale, ``None`` without one."""
+    optimizer = engine._engine.optimizer
+    for name in ("loss_scale", "cur_scale"):
+        value = getattr(optimizer, name, None)
+        if isinstance(value, int | float):
+            return float(value)
+    return None
