@@ -21,10 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from aura.config import parse_config
-from aura.plan import GPUS, Gpu, Plan, Workload, describe, make_plan
+from aura.plan import GPUS, Gpu, Plan, Workload, describe, make_plan, settled
 from aura.plan.activations import features_bytes
 from aura.plan.architectures import MLLMS, SAMS
-from aura.plan.estimate import GIB
+from aura.plan.duration import Duration
+from aura.plan.estimate import PAPER_HOURS
+from aura.plan.gpus import GIB
 
 COLUMNS = {
     "weights": "weights",
@@ -65,6 +67,7 @@ def show(plan: Plan, gpu: Gpu) -> None:
     console.print(_parameters(plan))
     console.print(_memory(plan, gpu))
     console.print(_hours(plan))
+    console.print(f"the paper: {PAPER_HOURS}", highlight=False)
     per_image = features_bytes(plan.architecture) / 2**20
     used = "used" if not plan.encodes else "not used; data.feature_cache turns it on"
     console.print(
@@ -106,7 +109,7 @@ def _memory(plan: Plan, gpu: Gpu) -> Table:
     for stage in plan.stages:
         for recompute in (False, True):
             memory = plan.memory(zero_stage=stage, checkpointing=recompute)
-            chosen = (stage, recompute) == (train.zero_stage, train.gradient_checkpointing)
+            chosen = (stage, recompute) == (train.zero_stage, plan.recomputes)
             verdict = "fits" if memory.total <= gpu.gib * GIB else "too much"
             table.add_row(
                 f"{stage} {'r' if recompute else ' '} {'*' if chosen else ''}",
@@ -125,15 +128,28 @@ def _hours(plan: Plan) -> Table:
         f"{flops.sam_encoder / 1e12:.1f}, CLIP {flops.clip / 1e12:.1f}, language model "
         f"{flops.language_model / 1e12:.1f}, mask decoders {flops.mask_decoders / 1e12:.2f})",
     )
-    for heading in ("assumed use", "seconds a step", f"hours for {train.steps} steps"):
+    for heading in ("assumed use", "seconds a step", "of them", f"hours for {train.steps} steps"):
         table.add_column(heading, justify="right")
     for gpu in GPUS.values():
-        seconds, hours = plan.seconds_per_step(gpu), plan.hours(gpu)
-        figures = ("-", "-") if seconds is None or hours is None else (f"{seconds:.2f}", f"{hours:.1f}")
+        duration, hours = plan.duration(gpu), plan.hours(gpu)
+        figures = ("-", "-", "-")
+        if duration is not None and hours is not None:
+            figures = (f"{duration.total:.2f}", parts_of(duration), f"{hours:.1f}")
         peak = gpu.peak.get(train.precision)
         use = f"no {train.precision}" if peak is None else f"{gpu.utilisation:.0%} of {peak:g} TFLOP/s"
         table.add_row(f"{plan.num_gpus} x {gpu.name}", use, *figures)
     return table
+
+
+def parts_of(duration: Duration) -> str:
+    """What a step's seconds go into; the GPU computes while the CPU launches, and the longer of the two counts."""
+    parts = {
+        "launching": duration.launches if duration.waits_for_the_cpu else 0,
+        "products": 0 if duration.waits_for_the_cpu else duration.products,
+        "link": duration.reductions,
+        "AdamW": duration.optimizer,
+    }
+    return ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items() if seconds >= 0.005)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = make_plan(
         config, architecture, work=work, num_gpus=options.gpus, num_images=options.images, sources=tuple(sources)
     )
+    plan = settled(plan, gpu.gib * GIB)
     if options.json:
         print(json.dumps(plan.as_dict(gpu), indent=2))
     else:

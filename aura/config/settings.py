@@ -207,6 +207,7 @@ class TrainSettings:
         zero_stage: DeepSpeed ZeRO stage, 0 to 3.
         offload_optimizer: Keep the optimizer's state in CPU memory (ZeRO 1-3).
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
+            ``auto`` does so where the plan (:mod:`aura.plan`) says that the run would fill the device otherwise.
         seed: Seed of weights, data order and dropout.
         log_every: Optimizer steps between log lines.
         validate_every: Optimizer steps between validations; 0 never validates.
@@ -234,7 +235,7 @@ class TrainSettings:
     autocast: Literal["off", "bf16", "auto"] = "off"
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     seed: int = 0
     log_every: int = 10
     validate_every: int = 500

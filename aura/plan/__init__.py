@@ -2,6 +2,7 @@
 
 from aura.plan.activations import Workload
 from aura.plan.architectures import describe
-from aura.plan.estimate import GPUS, Gpu, Memory, Plan, make_plan
+from aura.plan.estimate import Memory, Plan, make_plan, settled
+from aura.plan.gpus import GPUS, Gpu
 
-__all__ = ["GPUS", "Gpu", "Memory", "Plan", "Workload", "describe", "make_plan"]
+__all__ = ["GPUS", "Gpu", "Memory", "Plan", "Workload", "describe", "make_plan", "settled"]

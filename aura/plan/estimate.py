@@ -11,14 +11,15 @@ The memory of one GPU under DeepSpeed, with P parameters of which T are trained,
 | reduction buckets | 0 | 2wb | 2wb | wb |
 
 b is DeepSpeed's bucket (:data:`aura.config.REDUCE_BUCKET`), allocated whole and twice where communication overlaps.
-Frozen weights have neither gradients nor optimizer state; quantised ones have less than a byte each.
+With several GPUs NCCL takes buffers of its own. Frozen weights have neither gradients nor optimizer state; quantised
+ones have less than a byte each.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,35 +30,24 @@ from aura.model.aura import PartSize
 from aura.model.configuration import AuraConfig
 from aura.plan import activations
 from aura.plan.activations import Workload
+from aura.plan.duration import Duration, of_step
 from aura.plan.flops import Flops, step_flops
+from aura.plan.gpus import GIB, GPUS, Gpu
+from aura.plan.launches import Launches, step_launches
 
-GIB = 2**30
 GATHERED = 1_000_000_000
 """Parameters that ZeRO 3 keeps whole at a time (``max_live_parameters``)."""
 RESERVE = 1.5 * GIB
 """CUDA's own memory and what the allocator cannot use between its blocks."""
 
+NCCL = 0.5 * GIB
+"""Its buffers, where several GPUs talk."""
+MARGIN = 0.85
+"""Share of the memory that may be filled without recomputed activations (``train.gradient_checkpointing auto``)."""
+PAPER_HOURS = "about 10 hours on 2 x V100 32 GB for the 7B model (arXiv 2503.10225, section 5.1)"
+
 QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 """Per weight; NF4 has one scale of 8 bits per 64 weights, and one of 32 bits per 256 of those."""
-
-
-class Gpu(NamedTuple):
-    """A GPU; peak in TFLOP/s by precision (dense tensor cores), and the share of it that training is assumed to reach.
-
-    The shares are assumptions, for a step of one image and short sequences, not measurements.
-    """
-
-    name: str
-    gib: int
-    peak: dict[str, float]
-    utilisation: float
-
-
-GPUS = {
-    "v100": Gpu("V100 32 GB", 32, {"fp16": 125, "fp32": 15.7}, 0.25),
-    "a100": Gpu("A100 80 GB", 80, {"fp16": 312, "bf16": 312, "fp32": 19.5}, 0.35),
-    "h100": Gpu("H100 80 GB", 80, {"fp16": 989, "bf16": 989, "fp32": 67}, 0.25),
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,6 @@ class Plan:
     num_gpus: int
     parts: dict[str, PartSize]
     quantised: int
-    micro_flops: Flops
     num_images: int
 
     @property
@@ -109,6 +98,21 @@ class Plan:
         return self.config.data.feature_cache is None
 
     @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed; ``auto`` counts as yes until :func:`settled` decides."""
+        return self.config.train.gradient_checkpointing is not False
+
+    @property
+    def micro_flops(self) -> Flops:
+        """Of one micro-batch."""
+        return step_flops(self.architecture, self.work, checkpointing=self.recomputes, encode=self.encodes)
+
+    @property
+    def micro_launches(self) -> Launches:
+        """Of one micro-batch."""
+        return step_launches(self.architecture, self.work, checkpointing=self.recomputes, encode=self.encodes)
+
+    @property
     def cache_bytes(self) -> int:
         """On disk, for all images."""
         return self.num_images * activations.features_bytes(self.architecture)
@@ -126,7 +130,7 @@ class Plan:
         """Of one GPU; the config's ZeRO stage and checkpointing, unless others are asked for."""
         train = self.config.train
         stage = train.zero_stage if zero_stage is None else zero_stage
-        recompute = train.gradient_checkpointing if checkpointing is None else checkpointing
+        recompute = self.recomputes if checkpointing is None else checkpointing
         w, n, trained = self.value_bytes, self.num_gpus, self.trainable
         weights, gathered = self.weights_bytes(), min(GATHERED, self.total) * w
         per_trained = {(True, True): 8, (True, False): 12, (False, True): 16, (False, False): 16}[w == 4, stage == 0]
@@ -147,25 +151,45 @@ class Plan:
             working=activations.working(
                 self.architecture, self.work, value_bytes=w, checkpointing=recompute, encode=self.encodes
             ),
+            reserve=RESERVE + (NCCL if n > 1 else 0),
         )
 
     def seconds_per_step(self, gpu: Gpu) -> float | None:
         """Of one optimizer step; ``None`` where the GPU does not know the precision."""
-        peak = gpu.peak.get(self.config.train.precision)
+        duration = self.duration(gpu)
+        return None if duration is None else duration.total
+
+    def duration(self, gpu: Gpu) -> Duration | None:
+        """What one optimizer step takes, and why; ``None`` where the GPU does not know the precision."""
+        train = self.config.train
+        peak = gpu.peak.get(train.precision)
         if peak is None:
             return None
-        return self.step_flops / self.num_gpus / (peak * 1e12 * gpu.utilisation)
+        return of_step(
+            gpu,
+            flops=self.micro_flops.total,
+            launches=self.micro_launches,
+            peak=peak,
+            accumulation=train.accumulation,
+            trained=self.trainable,
+            total=self.total,
+            gradient_bytes=self.value_bytes,
+            value_bytes=self.value_bytes,
+            num_gpus=self.num_gpus,
+            zero_stage=train.zero_stage,
+            offload=train.offload_optimizer,
+        )
 
     def hours(self, gpu: Gpu) -> float | None:
         """Of all optimizer steps, and of filling the feature cache; without validation and loading."""
-        step = self.seconds_per_step(gpu)
-        if step is None:
+        step, peak = self.seconds_per_step(gpu), gpu.peak.get(self.config.train.precision)
+        if step is None or peak is None:
             return None
         seconds = step * self.config.train.steps
         if not self.encodes:
             once = step_flops(self.architecture, self.work, checkpointing=False, encode=True)
             per_image = (once.sam_encoder + once.clip) / self.work.images
-            seconds += self.num_images * per_image * step / (self.step_flops / self.num_gpus) / self.num_gpus
+            seconds += self.num_images * per_image / (peak * 1e12 * gpu.utilisation) / self.num_gpus
         return seconds / 3600
 
     def as_dict(self, gpu: Gpu) -> dict[str, Any]:
@@ -177,7 +201,7 @@ class Plan:
             return {
                 "zero_stage": stage,
                 "gradient_checkpointing": recompute,
-                "chosen": (stage, recompute) == (train.zero_stage, train.gradient_checkpointing),
+                "chosen": (stage, recompute) == (train.zero_stage, self.recomputes),
                 **{name: int(value) for name, value in dataclasses.asdict(memory).items()},
                 "total": int(memory.total),
                 "fits": memory.total <= gpu.gib * GIB,
@@ -187,7 +211,7 @@ class Plan:
             self.architecture,
             self.work,
             value_bytes=self.value_bytes,
-            checkpointing=train.gradient_checkpointing,
+            checkpointing=self.recomputes,
             mask_resolution=self.config.loss.mask_resolution,
         )
         return {
@@ -207,11 +231,15 @@ class Plan:
             "cpu_bytes_per_gpu": int(16 * self.trainable / self.num_gpus) if train.offload_optimizer else 0,
             "feature_cache": {"images": self.num_images, "bytes": self.cache_bytes, "used": not self.encodes},
             "flops": {**dataclasses.asdict(self.micro_flops), "optimizer_step": self.step_flops},
-            "hours": {
-                key: {"hours": self.hours(each), "utilisation": each.utilisation, "peak_tflops": each.peak}
-                for key, each in GPUS.items()
-            },
+            "hours": {key: self._hours_of(each) for key, each in GPUS.items()},
+            "paper": PAPER_HOURS,
         }
+
+    def _hours_of(self, gpu: Gpu) -> dict[str, Any]:
+        duration = self.duration(gpu)
+        seconds = None if duration is None else dataclasses.asdict(duration)
+        assumed = {"utilisation": gpu.utilisation, "peak_tflops": gpu.peak, "link_gb_s": gpu.link_gb_s}
+        return {"hours": self.hours(gpu), "seconds_per_step": seconds, **assumed}
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -271,14 +299,16 @@ def make_plan(
         num_gpus=num_gpus,
         parts=model.num_parameters_by_part(),
         quantised=quantisable(architecture) if config.model.quantize != "none" else 0,
-        micro_flops=step_flops(
-            architecture,
-            work,
-            checkpointing=config.train.gradient_checkpointing,
-            encode=config.data.feature_cache is None,
-        ),
         num_images=num_images,
     )
+
+
+def settled(plan: Plan, memory_bytes: float) -> Plan:
+    """The plan with ``train.gradient_checkpointing auto`` decided: off where all fits into the memory with a margin."""
+    if plan.config.train.gradient_checkpointing != "auto":
+        return plan
+    recompute = plan.memory(checkpointing=False).total > MARGIN * memory_bytes
+    return plan._with_train(gradient_checkpointing=recompute)
 
 
 def quantisable(architecture: AuraConfig) -> int:

@@ -20,6 +20,8 @@ from aura.features import fill_cache
 from aura.files import write_text
 from aura.losses import AuraCriterion
 from aura.model import AuraModel
+from aura.plan.activations import Workload
+from aura.plan.fitting import decide_recomputing, largest_workload, memory_of
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
 from aura.train.align import align_projector, rescale_states
@@ -90,6 +92,7 @@ class Trainer:
         board = self.settings.tensorboard
         self.log = RunLog(where, start=self.engine.steps, tensorboard=board, seconds=seconds)
         self._say(opening(self.model, self.config, self.process.world_size, len(self.samples)))
+        self._say(self.recomputing)
         stopped_by = self._train()
         if not stopped_by:
             self._finish()
@@ -111,9 +114,21 @@ class Trainer:
         if new and rescaling is not None and rescaling.is_new:
             with closing(batches(self.samples, self.processor, self.config, self.process, self.cache)) as stream:
                 rescale_states(self.model, islice(stream, RESCALING_BATCHES), quiet=not self.process.is_main)
-        if self.settings.gradient_checkpointing:
+        if self._recomputes():
             self.model.gradient_checkpointing_enable()
         self.model.train()
+
+    def _recomputes(self) -> bool:
+        """Whether the language model's activations are recomputed, the same on all processes."""
+        work, memory = Workload(), None
+        if self.settings.gradient_checkpointing == "auto":
+            work = largest_workload(self.samples, self.processor, self.config)
+            memory = memory_of(self.process.device, self.process.world_size)
+        number = self.process.world_size
+        wanted, self.recomputing = decide_recomputing(
+            self.config, self.model, work, processes=number, memory_bytes=memory
+        )
+        return bool(ds.largest_over_processes(int(wanted), self.process))
 
     def _align(self) -> None:
         steps, seed, quiet = self.settings.align_steps, self.settings.seed, not self.process.is_main

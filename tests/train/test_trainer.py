@@ -13,6 +13,7 @@ from PIL import Image
 from aura.config import Config, DataSettings, ModelSettings, TrainSettings
 from aura.masks import encode_rle
 from aura.model import AuraModel
+from aura.train import trainer as trainer_module
 from aura.train.engine import start_process
 from aura.train.logs import read_log
 from aura.train.trainer import Trainer
@@ -191,6 +192,20 @@ def test_other_precisions_and_stages_train_and_export(config, samples, val_sampl
     assert make_trainer(config, samples, val_samples).run() == 0
     weights = AuraModel.from_pretrained(Path(config.train.output_dir) / "export").state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_auto_recomputes_where_memory_is_short_and_trains_the_same(config, samples, tmp_path, monkeypatch, capsys):
+    losses = {}
+    for memory, said in ((2**40, "activations: kept"), (2**20, "activations: computed anew")):
+        run = str(tmp_path / str(memory))
+        monkeypatch.setattr(trainer_module, "memory_of", lambda device, processes, memory=memory: memory)
+        trainer = make_trainer(changed(config, gradient_checkpointing="auto", steps=3, output_dir=run), samples)
+        assert trainer.run() == 0
+        assert said in capsys.readouterr().out
+        layers = trainer.model.mllm.language_model.layers
+        assert all(layer.gradient_checkpointing is (memory == 2**20) for layer in layers)
+        losses[memory] = losses_of(run)
+    assert losses[2**20] == losses[2**40]
 
 
 def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, capsys):
