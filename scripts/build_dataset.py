@@ -37,7 +37,7 @@ from aura.datagen.settings import Commands, ProjectSettings, api_settings, run_c
 from aura.datagen.store.store import Status, Store
 
 if TYPE_CHECKING:
-    from aura.datagen.service.api import ApiSettings
+    from aura.datagen.service.settings import ApiSettings
 
 PROG = "build_dataset.py"
 CONSOLE = Console(highlight=False)
@@ -109,12 +109,12 @@ def generate(settings: ProjectSettings, options: Namespace) -> int:
         else:
             summary = asyncio.run(_generate(store, settings, options.limit))
         status = store.status()
+        if summary.stopped:
+            CONSOLE.print(Text(f"stopped: {summary.stopped}", style="yellow"), soft_wrap=True)
         _say(
             f"{summary.answered} jobs answered, {summary.pairs} pairs, {summary.sent_back} sent back once, "
             f"{summary.retried} tries failed, cost {summary.cost:.4f}"
         )
-        if summary.stopped:
-            CONSOLE.print(Text(f"stopped: {summary.stopped}", style="yellow"), soft_wrap=True)
         for image_id, reason, detail in store.jobs.failures(5):
             CONSOLE.print(Text(f"image {image_id} failed: {reason}: {detail}", style="red"), soft_wrap=True)
         if status.images["failed"]:

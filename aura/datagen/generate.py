@@ -92,9 +92,18 @@ class Books:
         self.progress(self.summary)
 
     def settle_waiting(
-        self, request: GenerationRequest, came: GenerationResult | GenerationFailure, recipe: Recipe
+        self,
+        request: GenerationRequest,
+        came: GenerationResult | GenerationFailure | GenerationStopped,
+        recipe: Recipe,
     ) -> None:
-        """Store what came back for an image that nobody works on; passed over if somebody does, or asks otherwise."""
+        """Store what came back for an image that nobody works on; passed over if somebody does, or asks otherwise.
+
+        An image for which the settings were refused stays pending.
+        """
+        if isinstance(came, GenerationStopped):
+            self.summary.stopped = self.summary.stopped or str(came)
+            return
         job = self.store.jobs.claim_image(request.image.image_id, recipe)
         if job is not None and job.key == request.key:
             self.settle(job, came)
@@ -102,11 +111,13 @@ class Books:
             self.store.jobs.release(job)
 
     def _answer(self, job: Job, result: GenerationResult) -> None:
-        problems: Sequence[Sequence[PairProblem]] = ()
+        problems: Sequence[Sequence[PairProblem]] = result.problems
         if self.check is not None:
             rejected = {draft for draft, _ in job.rejected}
             kept = [draft for draft in job.context if draft not in rejected] if job.round else None
-            problems = self.check(job.image, result.pairs, kept)
+            found = self.check(job.image, result.pairs, kept)
+            form = result.problems or [()] * len(found)
+            problems = [(*wrong, *more) for wrong, more in zip(form, found, strict=True)]
         if not self.store.answers.take(job, result, problems, send_back=self.settings.send_back):
             self.summary.duplicates += 1
             return

@@ -17,7 +17,7 @@ from aura.datagen.records import (
 )
 
 if TYPE_CHECKING:
-    from aura.datagen.service.api import ApiSettings
+    from aura.datagen.service.settings import ApiSettings
 
 GeneratorKind = Literal["openai", "openai-batch", "offline"]
 
@@ -74,8 +74,8 @@ def make_generator(
     if kind == "offline":
         return OfflineGenerator(seed)
     # The client's package takes a second to import, and the offline generator needs none of it.
-    from aura.datagen.service.api import ApiSettings
     from aura.datagen.service.client import OpenAIGenerator
+    from aura.datagen.service.settings import ApiSettings
 
     settings = api or ApiSettings()
     if kind == "openai":

@@ -48,6 +48,8 @@ def init_project(settings: ProjectSettings, *, progress: Progress = silent) -> I
         ValueError: A file is missing or contradicts itself, a picture is missing, two images share an id or, within a
             split, a file name, or the project was made from other data.
     """
+    # All settings are written into the project: what is wrong in them, or a key among them, must not be.
+    api_settings(settings.generator.api)
     sources = [Source(s.annotations, s.images) for s in settings.sources]
     staging = Staging(settings.sources, progress)
     splits = divide(settings, staging.ids(), staging.find)

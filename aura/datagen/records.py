@@ -75,7 +75,8 @@ class GenerationRequest:
 class GenerationResult:
     """What came back for one image, with what it cost. ``cost`` is in the currency of the configured prices.
 
-    ``raw`` is the response's text as received; ``finish_reason`` as the service gave it.
+    ``raw`` is the response's text as received; ``finish_reason`` as the service gave it. ``problems`` say what was
+    wrong with the form of each pair, one sequence per pair; there are none at all where nothing was.
     """
 
     image_id: int
@@ -88,6 +89,7 @@ class GenerationResult:
     cost: float = 0.0
     raw: str = ""
     finish_reason: str = "stop"
+    problems: tuple[tuple[PairProblem, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class GenerationError(Exception):
 
 
 class GenerationStopped(Exception):
-    """The run must stop: no further request can succeed (wrong key, unknown model, used-up quota).
+    """The run must stop: no further request can succeed (wrong key, refused setting, used-up quota).
 
     The image that met it was not worked on and stays pending.
     """

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from aura.datagen.checks.rules import CheckSettings
-
-if TYPE_CHECKING:
-    from aura.datagen.service.api import ApiSettings
+from aura.datagen.service.settings import ApiSettings
 
 SPLITS = ("train", "test")
 
@@ -84,7 +83,7 @@ class GeneratorSettings:
         kind: ``openai`` (any server that speaks its API), ``openai-batch`` or ``offline``.
         pairs_per_image: Pairs asked for per image.
         seed: Of the offline generator.
-        api: Settings of the first two kinds (:class:`aura.datagen.service.api.ApiSettings`); keys are never among them.
+        api: :class:`aura.datagen.service.settings.ApiSettings` of the first two kinds; keys are never among them.
         max_attempts: Tries per image, each with the client's own retries.
         retry_delay: Seconds before the second try; it doubles with each further one.
         lease_seconds: An image whose process is silent for so long is taken by another process.
@@ -262,13 +261,10 @@ def api_settings(values: Mapping[str, Any]) -> ApiSettings:
     Raises:
         ValueError: A key is unknown, or a value does not fit.
     """
-    # Not at the top: the client's package takes a second to import, and most commands need none of it.
-    from aura.datagen.service.api import ApiSettings
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ApiSettings, "api")
     try:
-        made: ApiSettings = parser.instantiate(parser.parse_object({"api": dict(values)})).api
+        made: ApiSettings = parser.instantiate(parser.parse_object({"api": copy.deepcopy(dict(values))})).api
         return made
     except (argparse.ArgumentError, ValueError, TypeError) as error:
         raise ValueError(f"generator.api: {' '.join(str(error).split())}") from error

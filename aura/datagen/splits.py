@@ -70,7 +70,7 @@ def _listed(split: SplitSettings, find: Find) -> dict[int, str]:
         if path is None:
             continue
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); check split.{name}_list") from error
         for number, line in enumerate(lines, start=1):

@@ -20,7 +20,7 @@ from aura.datagen.settings import SourceSettings
 from aura.datagen.store.store import Store
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.layouts import LAYOUTS
-from tests.datagen.api_server import SEG, ApiServer, completion, pairs_for
+from tests.datagen.api_server import SEG, ApiServer, Reply, completion, error, pairs_for
 from tests.scripts import test_prepare_cocoa as layouts
 from tests.scripts.test_build_dataset import write_source
 
@@ -295,7 +295,8 @@ def answered(server: ApiServer, path: Path) -> list[bytes]:
     """What a batch runner writes about a file of requests."""
     found = []
     for line in map(json.loads, read(path)):
-        response = {"status_code": 200, "request_id": "q", "body": server.chat(line["body"]).body}
+        reply = server.chat(line["body"])
+        response = {"status_code": reply.status, "request_id": "q", "body": reply.body}
         found.append(json.dumps({"id": "v", "custom_id": line["custom_id"], "response": response}).encode())
     return found
 
@@ -324,5 +325,99 @@ def test_answers_without_a_pair_are_recorded(build, batch_option, server, tmp_pa
     (tmp_path / "answers.jsonl").write_bytes(b"\n".join(answered(server, tmp_path / "requests-000.jsonl")))
     assert build(["generate", batch_option, "--import-jsonl", str(tmp_path / "answers.jsonl")]) == 1
     figures = status(build, capsys, batch_option)
-    assert figures["reasons"] == {"refusal": 1, "truncated": 1} and figures["retries"]["malformed"] == 1
-    assert figures["images"] == {"pending": 6, "generated": 0, "failed": 2} and figures["cost"] > 0
+    assert figures["reasons"] == {"refusal": 1, "truncated": 1, "malformed": 1}
+    assert figures["images"] == {"pending": 5, "generated": 0, "failed": 3} and figures["cost"] > 0
+
+
+def test_a_refused_setting_leaves_images_pending_and_says_the_remedy(build, batch_option, server, tmp_path, capsys):
+    """In a batch, in a runner's file and one by one; a later run with the setting mended does the rest."""
+    assert build(["init", batch_option]) == 0
+    refused = error(400, "'response_format' of type json_schema is not supported")
+    server.script.extend([lambda request: completion(pairs_for(request)), *[refused] * 7])
+    capsys.readouterr()
+    assert build(["generate", batch_option]) == 1
+    assert "stopped: HTTP 400" in (shown := capsys.readouterr().out) and "structured to json_object" in shown
+    figures = status(build, capsys, batch_option)
+    assert figures["images"] == {"pending": 7, "generated": 1, "failed": 0} and figures["reasons"] == {}
+    assert build(["generate", batch_option, f"--export-jsonl={tmp_path}"]) == 0
+    server.script.extend([lambda request: completion(pairs_for(request)), *[refused] * 6])
+    (tmp_path / "answers.jsonl").write_bytes(b"\n".join(answered(server, tmp_path / "requests-000.jsonl")))
+    assert build(["generate", batch_option, "--import-jsonl", str(tmp_path / "answers.jsonl")]) == 1
+    assert "structured to json_object" in capsys.readouterr().out
+    one_by_one = ["generate", batch_option, "--generator.kind=openai"]
+    server.script.append(refused)
+    assert build([*one_by_one, "--generator.api.concurrency=1"]) == 1
+    assert len(server.chats) == 1 and "structured to json_object" in capsys.readouterr().out
+    assert status(build, capsys, batch_option)["images"] == {"pending": 6, "generated": 2, "failed": 0}
+    assert build(["generate", batch_option, "--generator.api.structured=json_object"]) == 0
+    figures = status(build, capsys, batch_option)
+    assert figures["images"]["generated"] == 8 and figures["calls"]["answered"] == 8
+
+
+def test_what_was_answered_and_useless_is_asked_again_only_on_demand_and_then_anew(
+    build, batch_option, server, tmp_path, capsys
+):
+    assert build(["init", batch_option]) == 0
+    server.script.extend([completion("no json")] * 8)
+    assert build(["generate", batch_option]) == 1
+    figures = status(build, capsys, batch_option)
+    assert figures["reasons"] == {"malformed": 8} and figures["calls"] == {"failed": 8} and len(server.batches) == 1
+    assert build(["generate", batch_option, "--retry-failed"]) == 0
+    figures = status(build, capsys, batch_option)
+    assert figures["images"]["generated"] == 8 and len(server.batches) == 2
+    assert figures["cost"] == pytest.approx(16 * (1000 * 2 + 200 * 10) / 1e6 / 2)
+
+
+def test_a_bad_pair_goes_back_and_then_into_review_with_the_reason(build, batch_option, server, tmp_path, capsys):
+    def cut(request: dict):
+        good = [] if "Refused:" in str(request) else json.loads(pairs_for(request))["pairs"][:3]
+        return completion(f"<think>hm</think>{json.dumps({'pairs': [*good, {'question': 'And the rest?'}]})}")
+
+    assert build(["init", batch_option, "--split.take_train=1", "--split.take_test=1"]) == 0
+    server.script.extend([cut, cut, cut, cut])
+    capsys.readouterr()
+    assert build(["generate", batch_option, "--generator.kind=openai"]) == 0
+    assert "2 jobs answered, 8 pairs, 2 sent back once" in capsys.readouterr().out
+    assert "Refused: Give every pair" in server.chats[-1]["messages"][1]["content"][0]["text"]
+    with store_of(tmp_path) as store:
+        for image in store.images.all():
+            pairs = store.pairs.of(image.image.image_id)
+            assert [p.state for p in pairs] == ["in_review"] * 4 and not any(p.current.problems for p in pairs[:3])
+            codes = [problem.code for problem in pairs[3].current.problems]
+            assert codes[:2] == ["form", "form"] and pairs[3].text.question == "And the rest?"
+    assert build(["check", batch_option]) == 0
+    assert build(["export", batch_option, "--export.include=all", "--split.take_train=1"]) == 0
+    assert "left out: 2 pairs with a broken form" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["openai", "openai-batch"])
+def test_no_secret_is_ever_shown_or_written(build, batch_option, server, tmp_path, capfd, monkeypatch, caplog, kind):
+    caplog.set_level(0)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-no-real-secret\n")
+    option = [batch_option, f"--generator.kind={kind}"]
+    assert build(["init", *option, "--generator.api.api_key=sk-no-real-secret"]) == 2
+    assert build(["init", *option, "--generator.api.api_key_env=sk-no-real-secret"]) == 2
+    assert build(["init", *option, "--generator.api.base_url=http://me:sk-no-real-secret@h/v1"]) == 2
+    assert not (tmp_path / "project").exists()
+    assert build(["init", *option]) == 0
+    words = "Bearer sk-no-real-secret is wrong"
+    server.script.extend(
+        [
+            error(500, words),
+            error(400, words),
+            completion(words),
+            completion(None, refusal=words),
+            Reply(words),
+            Reply({"error": {"message": words}}),
+            error(401, words),
+        ]
+    )
+    assert build(["generate", *option, "--generator.api.retries=0", "--generator.api.concurrency=1"]) == 1
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-no-real-secret or so")
+    assert build(["generate", *option, "--retry-failed"]) == 2
+    assert build(["status", *option]) == 0
+    everything = "".join(capfd.readouterr()) + caplog.text
+    assert "the environment variable OPENAI_API_KEY" in everything and "[key] is wrong" in everything
+    assert "sk-no-real-secret" not in everything
+    files = [path for path in (tmp_path / "project").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"sk-no-real-secret" in path.read_bytes()]

@@ -69,7 +69,9 @@ class Selection:
         if self.settings.include == "reviewed" and not pair.decided:
             return "pairs whose review is not over"
         # Annotators cannot let such a pair pass; a generator can.
-        if pair.text.answer.count(SEG_TOKEN) != len(pair.text.objects) or not pair.text.question.strip():
+        if pair.text.answer.count(SEG_TOKEN) != len(pair.text.objects):
+            return "pairs with a broken form"
+        if not (pair.text.question.strip() and pair.text.answer.strip()):
             return "pairs with a broken form"
         known = self.store.images.object_ids(pair.image_id)
         return None if known.issuperset(pair.text.objects) else "pairs with a broken form"

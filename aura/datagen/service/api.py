@@ -11,78 +11,25 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 import openai
 
 from aura.datagen.records import FailureReason, GenerationStopped
-from aura.datagen.service.costs import Ledger, ModelPrice
+from aura.datagen.service.costs import Ledger
+from aura.datagen.service.refusals import Refusal, raise_if_hopeless
+from aura.datagen.service.settings import ApiSettings, is_address
 
 T = TypeVar("T")
 
 NO_KEY = "none"
 """Servers on one's own machines take any key, but the client insists on one."""
+SHORTEST_SECRET = 8
+"""Shorter keys, such as ``EMPTY``, are placeholders; as words they may occur in any answer."""
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 8.0
 """Seconds before the second attempt, doubled each time up to the longest, where the service names no pause."""
-
-
-@dataclass(frozen=True)
-class ApiSettings:
-    """How to reach the model, what to ask of it, and what it may cost.
-
-    ``base_url``: ``None`` is ``OPENAI_BASE_URL`` of the environment, or OpenAI itself. The key is read from the
-    environment variable ``api_key_env``, from nowhere else. ``output_limit_field``: older servers only know
-    ``max_tokens``. ``structured`` sends the answer's JSON schema; ``json_object`` asks for JSON of any form, ``none``
-    for nothing: the answer is checked all the same. ``timeout`` in seconds for one attempt; ``retries`` after the first
-    attempt, for connection errors, 408, 409, 429 and 5xx; ``max_wait`` is the longest pause in seconds that a service
-    may ask for. ``prices`` by model name. ``image_tokens_base`` and ``image_tokens_tile`` are GPT-4o's and only serve
-    estimates; ``tokens_per_pair`` is the expected length of one pair. Of ``openai-batch`` only: ``linger`` seconds
-    after its last request a batch is submitted, and every ``poll_every`` seconds it is looked at.
-    """
-
-    model: str = "gpt-4o"
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    structured: Literal["json_schema", "json_object", "none"] = "json_schema"
-    detail: Literal["auto", "low", "high"] = "auto"
-    image_side: int = 1024
-    jpeg_quality: int = 90
-    max_output_tokens: int = 4096
-    output_limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    temperature: float | None = None
-    seed: int | None = None
-    concurrency: int = 8
-    timeout: float = 180.0
-    retries: int = 6
-    max_wait: float = 300.0
-    max_cost: float | None = None
-    prices: dict[str, ModelPrice] = field(default_factory=dict)
-    image_tokens_base: int = 85
-    image_tokens_tile: int = 170
-    tokens_per_pair: int = 80
-    linger: float = 5.0
-    poll_every: float = 60.0
-
-    def __post_init__(self) -> None:
-        for key in ("image_side", "max_output_tokens", "concurrency", "timeout", "tokens_per_pair", "poll_every"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
-        for key in ("retries", "max_wait", "image_tokens_base", "image_tokens_tile", "linger"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
-        if not 1 <= self.jpeg_quality <= 95:
-            raise ValueError(f"jpeg_quality must be 1 to 95, got {self.jpeg_quality}")
-        if self.max_cost is not None and self.price is None:
-            raise ValueError(
-                f"max_cost needs the price of {self.model}; add it as prices: {{{self.model}: {{input: ..., "
-                "output: ...}}, per million tokens, from your provider's price list"
-            )
-
-    @property
-    def price(self) -> ModelPrice | None:
-        return self.prices.get(self.model)
 
 
 class Api:
@@ -92,20 +39,24 @@ class Api:
         """``spent`` is what earlier runs cost, for ``max_cost``.
 
         Raises:
-            ValueError: OpenAI itself is asked without a key in the environment.
+            ValueError: OpenAI itself is asked without a key in the environment, or what is there can be no key.
         """
-        base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self._key = os.environ.get(settings.api_key_env, "")
-        if not self._key and base_url is None:
+        base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or None
+        key = read_key(settings.api_key_env)
+        if not key and base_url is None:
             raise ValueError(
                 f"the environment variable {settings.api_key_env} holds no key; export it, or set base_url to a "
                 "server of your own"
             )
         self.settings = settings
         self.ledger = Ledger(settings.max_cost, spent)
+        self._secrets = [secret for secret in (key, _password(base_url)) if len(secret) >= SHORTEST_SECRET]
+        if base_url is not None and not is_address(base_url):
+            where = "base_url" if settings.base_url else "the environment variable OPENAI_BASE_URL"
+            raise ValueError(f"{where} must be an address such as http://localhost:8000/v1")
         # Retries are ours: each attempt must be accounted for, and a pause holds for all requests at once.
         self.client = openai.AsyncOpenAI(
-            api_key=self._key or NO_KEY, base_url=base_url, timeout=settings.timeout, max_retries=0
+            api_key=key or NO_KEY, base_url=base_url, timeout=settings.timeout, max_retries=0
         )
         self._resume_at = 0.0
 
@@ -118,7 +69,7 @@ class Api:
         ``on_lost`` is told of each attempt whose request may have been worked on although no answer came.
 
         Raises:
-            GenerationStopped: No request can succeed: wrong key, unknown model, used-up quota, an overlong pause.
+            GenerationStopped: No request can succeed: wrong key, refused setting, used-up quota, an overlong pause.
             openai.APIError: The last attempt's error.
         """
         for attempt in range(self.settings.retries + 1):
@@ -127,7 +78,11 @@ class Api:
             try:
                 return await call()
             except openai.APIStatusError as error:
-                self._stop_if_hopeless(error)
+                # The library's error holds the request, with the key in its headers: it does not come along.
+                try:
+                    raise_if_hopeless(refusal_of(error), self.settings)
+                except GenerationStopped as stopped:
+                    raise GenerationStopped(self.redact(str(stopped))) from None
                 if not (error.status_code in (408, 409, 429) or error.status_code >= 500):
                     raise
                 wait, last = self._wait(error, attempt), error
@@ -141,8 +96,10 @@ class Api:
         raise AssertionError("unreachable")
 
     def redact(self, text: str) -> str:
-        """``text`` without the key, should a server repeat it."""
-        return text.replace(self._key, "[key]") if self._key else text
+        """``text`` without the key and the password, should a server or a library repeat them."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
     async def _pause(self) -> None:
         while (left := self._resume_at - time.monotonic()) > 0:
@@ -160,21 +117,36 @@ class Api:
             raise GenerationStopped(
                 f"the service asks to wait {asked:.0f} s (HTTP {error.status_code}), longer than max_wait "
                 f"{self.settings.max_wait:g}; run again later, nothing is lost"
-            ) from error
+            ) from None
         self._resume_at = max(self._resume_at, time.monotonic() + asked)
         return 0.0
 
-    def _stop_if_hopeless(self, error: openai.APIStatusError) -> None:
-        code = str(error.code or "")
-        if error.status_code in (401, 403):
-            remedy = f"check the key in {self.settings.api_key_env}"
-        elif error.status_code == 404:
-            remedy = f"check base_url ({self.client.base_url}) and the model name ({self.settings.model})"
-        elif error.status_code == 429 and code == "insufficient_quota":
-            remedy = "the account's quota is used up; add credit and run again, nothing is lost"
-        else:
-            return
-        raise GenerationStopped(self.redact(f"HTTP {error.status_code}: {_message(error)}; {remedy}")) from error
+
+def read_key(variable: str) -> str:
+    """The key in an environment variable, without white space around it; empty where there is none.
+
+    Raises:
+        ValueError: What is there can be no key. It is not repeated.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"the environment variable {variable} holds white space or other letters that no key has; export the key "
+            "alone, on one line"
+        )
+    return key
+
+
+def _password(base_url: str | None) -> str:
+    try:
+        return unquote(urlsplit(base_url or "").password or "")
+    except ValueError:
+        return ""
+
+
+def refusal_of(error: openai.APIStatusError) -> Refusal:
+    """An error status as the service states it."""
+    return Refusal.read(error.status_code, error.body, error.message)
 
 
 def describe(error: openai.APIError) -> tuple[FailureReason, str, bool]:
@@ -182,10 +154,7 @@ def describe(error: openai.APIError) -> tuple[FailureReason, str, bool]:
     if isinstance(error, openai.APITimeoutError):
         return "timeout", "no answer within the timeout; raise timeout or lower concurrency", True
     if isinstance(error, openai.APIStatusError):
-        if "content" in str(error.code or "") and error.status_code == 400:
-            return "refusal", f"the service refused the request: {_message(error)}", False
-        retryable = error.status_code in (408, 409, 429) or error.status_code >= 500
-        return "http", f"HTTP {error.status_code}: {_message(error)}", retryable
+        return refusal_of(error).described()
     return "http", f"the service cannot be reached: {error.__cause__ or error}", True
 
 
@@ -206,9 +175,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _may_have_been_worked_on(error: openai.APIConnectionError) -> bool:
     """A connection that was never made cost nothing; one that broke, or waited in vain, may have."""
     return type(error.__cause__).__name__ not in {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
-
-
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    message = body.get("message") if isinstance(body, Mapping) else None
-    return " ".join(str(message or error.message).split())[:500]

@@ -20,7 +20,7 @@ from pathlib import Path
 import openai
 
 from aura.datagen.records import GenerationError, GenerationRequest, GenerationResult, GenerationStopped
-from aura.datagen.service.api import Api, ApiSettings
+from aura.datagen.service.api import Api
 from aura.datagen.service.estimates import expected_usage, upper_bound
 from aura.datagen.service.jsonl import (
     ENDPOINT,
@@ -32,7 +32,9 @@ from aura.datagen.service.jsonl import (
     batch_line,
     index_answers,
     read_answer,
+    succeeded,
 )
+from aura.datagen.service.settings import ApiSettings
 from aura.files import write_json
 
 log = logging.getLogger(__name__)
@@ -194,8 +196,10 @@ class BatchGenerator:
                 raise ValueError(f"{path}: damaged ({error}); remove it to submit its requests again") from error
             if part.status == "done":
                 # What it cost is booked by those who asked for it; only answers nobody has fetched yet matter here.
+                # What was refused is submitted again: the settings may have changed since.
                 for key, where in self._located(part).items():
-                    self._expect(key).set_result(where)
+                    if succeeded(where):
+                        self._expect(key).set_result(where)
             elif part.status != "failed":
                 for key, bound in part.bounds.items():
                     self._expect(key)
@@ -272,9 +276,8 @@ class BatchGenerator:
             part.status = "failed"
             self._save(part)
             reasons = [e.message or e.code or "" for e in (batch.errors.data if batch.errors else None) or []]
-            raise GenerationStopped(
-                f"the service refused batch {part.batch_id}: {'; '.join(reasons)[:500] or 'no reason given'}"
-            )
+            said = self.api.redact("; ".join(reasons))[:500]
+            raise GenerationStopped(f"the service refused batch {part.batch_id}: {said or 'no reason given'}")
         for file_id, kind in ((batch.output_file_id, "output"), (batch.error_file_id, "errors")):
             if file_id:
                 part.answers.append(await self._fetch(file_id, f"part-{part.token}.{kind}.jsonl"))
@@ -282,7 +285,7 @@ class BatchGenerator:
         self._save(part)
 
     async def _fetch(self, file_id: str, name: str) -> str:
-        """Download a file, in pieces and atomically; its name."""
+        """Download a file, in pieces and atomically, without the key, should it be repeated there; its name."""
         temporary = self.folder / f".{name}.tmp"
 
         async def download() -> None:
@@ -290,5 +293,15 @@ class BatchGenerator:
                 await response.stream_to_file(temporary)
 
         await self.api.patiently(download)
+        await asyncio.to_thread(self._redact, temporary)
         temporary.replace(self.folder / name)
         return name
+
+    def _redact(self, path: Path) -> None:
+        """Take the key out of the lines of a file."""
+        clean = path.with_name(f"{path.name}.clean")
+        with path.open("rb") as file, clean.open("wb") as out:
+            for line in file:
+                text = line.decode("utf-8", "surrogateescape")
+                out.write(self.api.redact(text).encode("utf-8", "surrogateescape"))
+        clean.replace(path)

@@ -17,11 +17,13 @@ from aura.datagen.records import (
     GenerationResult,
     GenerationStopped,
 )
-from aura.datagen.service.api import Api, ApiSettings, describe
+from aura.datagen.service.api import Api, describe
 from aura.datagen.service.completions import Completion, read_completion
 from aura.datagen.service.costs import Ledger, ModelPrice, Usage, text_tokens
 from aura.datagen.service.estimates import expected_usage, upper_bound
 from aura.datagen.service.prompt import PROMPT_VERSION, Prompt, build_prompt, response_format
+from aura.datagen.service.refusals import raise_if_hopeless
+from aura.datagen.service.settings import ApiSettings
 
 
 class OpenAIGenerator:
@@ -67,12 +69,12 @@ class OpenAIGenerator:
             raw = await self.api.client.chat.completions.with_raw_response.create(
                 model=self.model, messages=[], extra_body=body, extra_headers=headers
             )
-            return raw.text
+            return self.api.redact(raw.text)
 
         try:
             text = await self.api.patiently(attempt, lambda: charges.book(charges.bound, self.settings.price))
         except openai.APIError as error:
-            raise GenerationError(self._failure(request.image.image_id, error, charges)) from error
+            raise GenerationError(self._failure(request.image.image_id, describe(error), charges)) from None
         except GenerationStopped as stopped:
             if not charges.cost:
                 raise
@@ -83,13 +85,17 @@ class OpenAIGenerator:
             )
             raise GenerationError(failure) from stopped
         completion = read_completion(_json(text), exactly=len(request.rejected) or None)
+        if completion.refusal is not None:
+            raise_if_hopeless(completion.refusal, self.settings)
+            raise GenerationError(self._failure(request.image.image_id, completion.refusal.described(), charges))
         usage = completion.usage or Usage(expected_usage(request, self.settings).input, text_tokens(completion.raw))
         charges.book(usage, self.settings.price)
         return completion
 
-    def _failure(self, image_id: int, error: openai.APIError, charges: _Charges) -> GenerationFailure:
-        reason, detail, retryable = describe(error)
-        usage = charges.usage
+    def _failure(
+        self, image_id: int, described: tuple[FailureReason, str, bool], charges: _Charges
+    ) -> GenerationFailure:
+        (reason, detail, retryable), usage = described, charges.usage
         return GenerationFailure(
             image_id, reason, self.api.redact(detail), retryable, charges.cost, usage.input, usage.output
         )
@@ -163,6 +169,7 @@ def outcome(
         cost=cost,
         raw=completion.raw,
         finish_reason=completion.finish_reason,
+        problems=completion.problems,
     )
 
 
@@ -186,5 +193,5 @@ def request_body(prompt: Prompt, settings: ApiSettings) -> dict[str, Any]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

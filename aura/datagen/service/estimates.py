@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from aura.datagen.records import GenerationRequest
-from aura.datagen.service.api import ApiSettings
 from aura.datagen.service.costs import Usage, image_tokens, text_tokens
 from aura.datagen.service.prompt import SYSTEM, Prompt, build_prompt, response_format, sent_size, user_text
+from aura.datagen.service.settings import ApiSettings
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,26 @@ Answers are joined on ``custom_id``, the request's key: they come in any order, 
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from aura.datagen.records import GenerationError, GenerationFailure, GenerationRequest, GenerationResult
-from aura.datagen.service.api import ApiSettings
+from aura.datagen.records import (
+    GenerationError,
+    GenerationFailure,
+    GenerationRequest,
+    GenerationResult,
+    GenerationStopped,
+)
 from aura.datagen.service.client import outcome, prompt_of, request_body
 from aura.datagen.service.completions import read_completion
 from aura.datagen.service.costs import Usage, text_tokens
 from aura.datagen.service.estimates import expected_usage
+from aura.datagen.service.refusals import Refusal, raise_if_hopeless
+from aura.datagen.service.settings import ApiSettings
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +91,10 @@ def export_jsonl(
 
 def import_jsonl(
     path: str | Path, requests: Iterable[GenerationRequest], settings: ApiSettings
-) -> Iterator[tuple[GenerationRequest, GenerationResult | GenerationFailure]]:
-    """Read an answer file of a batch runner: a result or failure for each of ``requests`` that has a line.
+) -> Iterator[tuple[GenerationRequest, GenerationResult | GenerationFailure | GenerationStopped]]:
+    """Read an answer file of a batch runner: what came for each of ``requests`` that has a line.
+
+    That is a result, a failure, or, where the settings were refused, what stops a run; the image is still to be done.
 
     Of several lines the first counts. Damaged and repeated lines, and those of none of ``requests``, are left out, with
     a warning in the log. Requests without a line do not come; they are still to be done. In memory are the keys of the
@@ -104,6 +114,8 @@ def import_jsonl(
                 yield request, read_answer(where, request, settings)
             except GenerationError as error:
                 yield request, error.failure
+            except GenerationStopped as stopped:
+                yield request, stopped
     if answers:
         log.warning(
             "%s: %d answers belong to no image that waits for one, such as %r; they are left out",
@@ -159,39 +171,63 @@ def index_answers(paths: Iterable[Path]) -> dict[str, tuple[Path, int]]:
 
 def _key(line: bytes) -> str | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = _parsed(line)
+    except (ValueError, RecursionError):
         return None
     key = record.get("custom_id") if isinstance(record, dict) else None
     return key if isinstance(key, str) else None
 
 
 def read_answer(where: Where, request: GenerationRequest, settings: ApiSettings) -> GenerationResult:
-    """The answer that lies at ``where``, or the GenerationError that it amounts to."""
+    """The answer that lies at ``where``.
+
+    Raises:
+        GenerationError: It is a failure of the image.
+        GenerationStopped: The settings were refused.
+    """
     number = request.image.image_id
     if where is None:
         detail = "the batch ended without an answer to this request"
         raise GenerationError(GenerationFailure(number, "http", detail, retryable=True))
-    path, offset = where
-    with path.open("rb") as file:
-        file.seek(offset)
-        record: dict[str, Any] = json.loads(file.readline())
+    record = _record(where)
     response = record.get("response")
     status = response.get("status_code") if isinstance(response, Mapping) else None
-    if status != 200 or not isinstance(response, Mapping):
-        retryable = status is None or status in (408, 409, 429) or status >= 500
-        raise GenerationError(GenerationFailure(number, "http", _error_text(record, status), retryable))
-    completion = read_completion(response.get("body"), exactly=len(request.rejected) or None)
+    refusal = None if status == 200 else _refusal(record, status)
+    if refusal is None:
+        assert isinstance(response, Mapping)
+        completion = read_completion(response.get("body"), exactly=len(request.rejected) or None)
+        refusal = completion.refusal
+    if refusal is not None:
+        raise_if_hopeless(refusal, settings)
+        reason, detail, retryable = refusal.described()
+        raise GenerationError(GenerationFailure(number, reason, detail, retryable))
     usage = completion.usage or Usage(expected_usage(request, settings).input, text_tokens(completion.raw))
     return outcome(number, completion, usage, usage.cost(settings.price, batch=True), NAME, settings.model)
 
 
-def _error_text(record: Mapping[str, Any], status: Any) -> str:
+def succeeded(where: Where) -> bool:
+    """Whether an answer lies there; an error, or nothing at all, costs nothing and is asked for again."""
+    if where is None:
+        return False
+    response = _record(where).get("response")
+    return isinstance(response, Mapping) and response.get("status_code") == 200
+
+
+def _record(where: tuple[Path, int]) -> dict[str, Any]:
+    path, offset = where
+    with path.open("rb") as file:
+        file.seek(offset)
+        record: dict[str, Any] = _parsed(file.readline())
+        return record
+
+
+def _parsed(line: bytes) -> Any:
+    """A line as JSON. Some editors put a byte order mark before the first."""
+    return json.loads(line.removeprefix(codecs.BOM_UTF8))
+
+
+def _refusal(record: Mapping[str, Any], status: Any) -> Refusal:
     response, error = record.get("response"), record.get("error")
-    body = response.get("body") if isinstance(response, Mapping) else None
-    for found in (error, body.get("error") if isinstance(body, Mapping) else body):
-        if isinstance(found, Mapping):
-            found = found.get("message") or found.get("code") or found
-        if found:
-            return f"HTTP {status}: {found}"[:500] if status else str(found)[:500]
-    return f"HTTP {status}" if status else "the line holds neither a response nor an error"
+    body = error or (response.get("body") if isinstance(response, Mapping) else None)
+    known = status if isinstance(status, int) else None
+    return Refusal.read(known, body, "" if body else "the line holds neither a response nor an error")

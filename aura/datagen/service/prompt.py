@@ -27,9 +27,9 @@ SCHEMA_NAME = "question_answer_pairs"
 
 
 class AnswerPair(BaseModel):
-    """One pair as the model writes it. Without defaults: a strict schema requires every property."""
+    """One pair as the model is asked to write it. Without defaults: a strict schema requires every property."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
     question: str
     answer: str
@@ -38,14 +38,11 @@ class AnswerPair(BaseModel):
 
 
 class AnswerPairs(BaseModel):
-    """The whole response."""
+    """The whole response as the model is asked to write it; :mod:`aura.datagen.service.reading` reads what comes."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
     pairs: list[AnswerPair]
-
-    def drafts(self) -> tuple[PairDraft, ...]:
-        return tuple(PairDraft(p.question, p.answer, tuple(p.objects), p.follows) for p in self.pairs)
 
 
 @cache
@@ -235,7 +232,7 @@ def _second_round(request: GenerationRequest) -> list[str]:
         lines = [f"{number}. {_pair_text(pair)}"]
         if pair.follows is not None and 0 <= pair.follows < len(request.context):
             lines.append(f"   It continues: {_pair_text(request.context[pair.follows])}")
-        lines += [f"   Refused: {problem.advice or problem.message}" for problem in problems]
+        lines += [f"   Refused: {why}" for why in dict.fromkeys(p.advice or p.message for p in problems)]
         parts.append("\n".join(lines))
     return parts
 

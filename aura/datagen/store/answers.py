@@ -5,13 +5,12 @@ The answer's text, its cost and its pairs are stored in one transaction, so that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from sqlite3 import Cursor, Row
 
 from aura.datagen.records import GenerationFailure, GenerationResult, PairProblem
 from aura.datagen.store.database import Database
-from aura.datagen.store.jobs import Job, Jobs
+from aura.datagen.store.jobs import Job, Jobs, pairs_json
 from aura.datagen.store.pairs import GENERATOR_AUTHOR, Pairs, text_of
 
 
@@ -55,7 +54,7 @@ class Answers:
                     result.model,
                     result.prompt_version,
                     result.finish_reason,
-                    json.dumps([[d.question, d.answer, list(d.objects), d.follows] for d in result.pairs]),
+                    pairs_json(result),
                     job.call,
                 ],
             )
@@ -120,9 +119,14 @@ class Answers:
     def _replace_pairs(
         self, cursor: Cursor, job: Job, result: GenerationResult, problems: Sequence[Sequence[PairProblem]]
     ) -> None:
-        """Put the pairs of a second answer in the place of those that went back, in order; what is missing stays."""
+        """Put the pairs of a second answer in the place of those that went back, in order.
+
+        The old pair stays where a new one is missing or could not be read at all.
+        """
         old = [pair for pair in self.pairs.of(job.image.image_id) if pair.state == "failed"]
         for pair, draft, found in zip(old, result.pairs, problems, strict=False):
+            if not (draft.question or draft.answer):
+                continue
             version = self.pairs.add_version(
                 pair.id,
                 text_of(draft),

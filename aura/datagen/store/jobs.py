@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlite3 import Cursor, Row
 from typing import Any
 
-from aura.datagen.records import GenerationRequest, GenerationResult, PairDraft, RejectedPair
+from aura.datagen.records import GenerationRequest, GenerationResult, PairDraft, PairProblem, RejectedPair
 from aura.datagen.store.database import Database
 from aura.datagen.store.images import CHUNK, Images, digest_of, read_image
 from aura.datagen.store.leases import is_dead, own_name
@@ -54,6 +54,10 @@ class Job:
     rejected: tuple[RejectedPair, ...] = ()
     context: tuple[PairDraft, ...] = ()
     answer: GenerationResult | None = None
+
+
+_ANSWERED = "'refusal', 'truncated', 'malformed', 'schema', 'empty'"
+"""Why calls fail that were answered."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,13 @@ class Jobs:
     def _work(self, row: Row, recipe: Recipe) -> _Work:
         context, rejected = self._sent_back(row["image_id"]) if row["round"] else ((), ())
         key = digest_of(row["digest"], asdict(recipe), row["round"], [_rejected_record(r) for r in rejected])
-        return _Work(key, context, rejected)
+        # Asked again under the same key, a service or a batch's folder would give the same useless answer again.
+        useless = self.database.value(
+            "SELECT count(*) FROM calls WHERE image = ? AND round = ? AND outcome = 'failed' "
+            f"AND reason IN ({_ANSWERED})",
+            [row["id"], row["round"]],
+        )
+        return _Work(f"{key}-{useless}" if useless else key, context, rejected)
 
     def _sent_back(self, image_id: int) -> tuple[tuple[PairDraft, ...], tuple[RejectedPair, ...]]:
         """All pairs of an image, and those that failed with what is wrong, by position."""
@@ -230,8 +240,19 @@ class Jobs:
         )
 
 
+def pairs_json(result: GenerationResult) -> str:
+    """The pairs of an answer as a call keeps them: question, answer, objects, follows, and problems of form if any."""
+    records: list[list[Any]] = [[d.question, d.answer, list(d.objects), d.follows] for d in result.pairs]
+    for record, problems in zip(records, result.problems, strict=False):
+        if problems:
+            record.append([[p.code, p.message, p.advice] for p in problems])
+    return json.dumps(records)
+
+
 def _read_result(call: Row, image_id: int) -> GenerationResult:
-    drafts = [PairDraft(q, a, tuple(objects), follows) for q, a, objects, follows in json.loads(call["pairs"])]
+    records = json.loads(call["pairs"])
+    drafts = [PairDraft(q, a, tuple(objects), follows) for q, a, objects, follows, *_ in records]
+    problems = [tuple(PairProblem(*p) for found in more for p in found) for _, _, _, _, *more in records]
     return GenerationResult(
         image_id=image_id,
         pairs=tuple(drafts),
@@ -243,6 +264,7 @@ def _read_result(call: Row, image_id: int) -> GenerationResult:
         cost=call["cost"],
         raw=call["raw"] or "",
         finish_reason=call["finish_reason"],
+        problems=tuple(problems) if any(problems) else (),
     )
 
 

@@ -28,12 +28,13 @@ from aura.datagen.records import (
     PairDraft,
     PairProblem,
 )
-from aura.datagen.service.api import ApiSettings, retry_after
+from aura.datagen.service.api import retry_after
 from aura.datagen.service.batch import BatchGenerator
 from aura.datagen.service.client import OpenAIGenerator
 from aura.datagen.service.costs import Ledger, ModelPrice, Usage, image_tokens
 from aura.datagen.service.estimates import dry_run
 from aura.datagen.service.jsonl import export_jsonl, import_jsonl
+from aura.datagen.service.settings import ApiSettings
 from aura.formats.sources import AnnotatedImage
 from aura.mini.benchmark import Scene, SceneObject
 from tests.datagen.api_server import ApiServer, Reply, completion, error, pairs_for
@@ -148,17 +149,17 @@ GOOD = json.dumps({"pairs": [{"question": "What is here?", "answer": "A cup [SEG
 @pytest.mark.parametrize(
     ("reply", "reason", "retryable", "detail"),
     [
-        (completion("Sorry, here are your pairs: {"), "malformed", True, "no JSON"),
-        (completion(GOOD[:-20]), "malformed", True, "no JSON"),
+        (completion("Sorry, here are your pairs: {"), "malformed", False, "no JSON"),
+        (completion(GOOD[:-20]), "malformed", False, "no JSON"),
         (completion(GOOD[:-20], finish="length"), "truncated", False, "raise max_output_tokens"),
         (completion(None, refusal="I cannot help with that"), "refusal", False, "I cannot help"),
         (completion("", finish="content_filter"), "refusal", False, "content filter"),
-        (completion(GOOD.replace("[1]", '["1"]')), "schema", True, "pairs.0.objects.0"),
-        (completion(GOOD.replace('"answer"', '"reply"')), "schema", True, "pairs.0.answer"),
-        (completion('[{"question": "Q"}]'), "schema", True, "object"),
-        (completion('{"pairs": []}'), "empty", True, "no pairs"),
-        (completion(""), "empty", True, "no text"),
-        (completion(None), "empty", True, "no text"),
+        (completion(GOOD.replace("[1]", '["cup"]')), "schema", False, "pairs.0.objects"),
+        (completion(GOOD.replace('"answer"', '"reply"')), "schema", False, "pairs.0.answer"),
+        (completion('[{"question": "Q"}]'), "schema", False, "pairs.0.answer"),
+        (completion('{"pairs": []}'), "empty", False, "no pairs"),
+        (completion(""), "empty", False, "no text"),
+        (completion(None), "empty", False, "no text"),
         (Reply({"object": "chat.completion", "choices": []}), "malformed", True, "no choices"),
         (Reply({"choices": [{"index": 0}]}), "malformed", True, "no message"),
         (Reply(b"<html>gateway</html>"), "malformed", True, "no chat completion"),
@@ -183,9 +184,20 @@ def test_an_answer_that_is_none_is_a_failure_with_its_reason_and_cost(
     assert reply.status == 200 or result.cost == 0
 
 
-def test_json_in_a_fence_is_read(server, picture):
-    result, _ = ask(server, picture, completion(f"```json\n{GOOD}\n```"))
-    assert result.pairs == (PairDraft("What is here?", "A cup [SEG].", (1,)),)
+def test_text_around_the_json_is_no_part_of_it_and_the_raw_text_is_kept(server, picture):
+    text = f"<think>{{a}}</think>Here:\n```json\n{GOOD}\n```"
+    result, _ = ask(server, picture, completion([{"type": "text", "text": text}]))
+    assert result.pairs == (PairDraft("What is here?", "A cup [SEG].", (1,)),) and result.raw == text
+
+
+def test_one_bad_pair_leaves_the_others(server, picture):
+    pairs = [*json.loads(GOOD)["pairs"], {"question": "What else?"}]
+    result, _ = ask(server, picture, completion(json.dumps({"pairs": pairs})))
+    assert [p.question for p in result.pairs] == ["What is here?", "What else?"]
+    assert [[p.message for p in found] for found in result.problems] == [
+        [],
+        ["pairs.1.answer: is missing", "pairs.1.objects: is missing"],
+    ]
 
 
 def test_an_answer_without_usage_is_booked_by_estimate(server, picture):
@@ -262,6 +274,8 @@ def test_nobody_listens(monkeypatch, picture):
         (error(403, "no"), "check the key"),
         (error(404, "The model `m` does not exist"), "model name (m)"),
         (error(429, "You exceeded your current quota", "insufficient_quota"), "quota is used up"),
+        (error(400, "Unsupported parameter: 'max_completion_tokens'", "unsupported_parameter"), "max_tokens"),
+        (Reply({"error": {"message": "'response_format' is not supported", "code": 400}}), "structured to json_object"),
     ],
 )
 def test_what_no_request_survives_stops_the_run(server, picture, reply, remedy):
@@ -278,6 +292,57 @@ def test_the_key_comes_from_the_environment_only(server, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     assert str(OpenAIGenerator(ApiSettings(api_key_env="NO_SUCH_KEY")).api.client.base_url).startswith(server.url)
     assert "sk-secret" not in repr(settings(server))
+
+
+@pytest.mark.parametrize("key", ["sk-secret-123\n", " sk-secret-123", "sk-secret-123\r\n\t"])
+def test_white_space_around_a_key_is_no_part_of_it(server, picture, monkeypatch, key):
+    monkeypatch.setenv("TEST_KEY", key)
+    result, _ = ask(server, picture)
+    assert isinstance(result, GenerationResult) and server.headers[0]["authorization"] == "Bearer sk-secret-123"
+
+
+@pytest.mark.parametrize("key", ["sk-sec\nret-123", "sk-secret 123", "sk-secret-\u200b123", "„sk-secret-123“"])
+def test_what_can_be_no_key_is_refused_by_the_name_of_its_variable(server, monkeypatch, key):
+    monkeypatch.setenv("TEST_KEY", key)
+    with pytest.raises(ValueError, match="the environment variable TEST_KEY holds") as caught:
+        OpenAIGenerator(settings(server))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"api_key_env": "sk-secret-123"}, "name of an environment variable"),
+        ({"api_key_env": "AIzaSySecret0123456789secret"}, "name of an environment variable"),
+        ({"base_url": "https://me:secret@host/v1"}, "OPENAI_BASE_URL"),
+        ({"base_url": "https://host/v1?key=secret"}, "OPENAI_BASE_URL"),
+        ({"base_url": "me:secret@host/v1"}, "must be an address"),
+        ({"base_url": "http://secret:port/v1"}, "must be an address"),
+    ],
+)
+def test_a_secret_among_the_settings_is_refused_and_not_repeated(changes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        ApiSettings(**changes)
+    assert "secret" not in str(caught.value).lower()
+
+
+def test_a_password_in_the_address_of_the_environment_is_never_shown(server, monkeypatch, picture):
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("http://", "http://me:a%20secret@") + "\n")
+    result, _ = ask(server, picture, error(404, "no model at me:a secret@host"), base_url=None)
+    assert isinstance(result, GenerationStopped) and "secret" not in str(result)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:a secret@host:99999999/v1")
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL") as caught:
+        OpenAIGenerator(settings(server, base_url=None))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-secret-123", "EMPTY"])
+def test_a_key_that_the_service_repeats_is_taken_out_but_no_word_of_an_answer(server, picture, monkeypatch, key):
+    monkeypatch.setenv("TEST_KEY", key)
+    says = GOOD.replace("What is here?", f"What is here, {key}?")
+    results = [ask(server, picture, reply)[0] for reply in (completion(says), error(422, f"bad {key}"))]
+    shown = results[0].pairs[0].question + results[0].raw + results[1].detail
+    assert (key in shown) == (key == "EMPTY")
 
 
 def test_no_more_than_concurrency_requests_at_once(server, picture):
