@@ -116,8 +116,8 @@ def _check(
         )
     lines = [str(problem) for problem in found]
     try:
-        dataset = AmodalReasonSeg(document, images=folder, source=path)
-    except ValueError as error:
+        dataset = AmodalReasonSeg.load(path, folder)
+    except (ValueError, OSError) as error:
         _list(console, str(path), lines)
         console.print(Text(f"no statistics: {error}", style="yellow"))
         return max(len(found), 1)

@@ -13,19 +13,25 @@ something is hidden, ``area`` and ``bbox`` of the amodal mask, ``occlude_rate``,
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aura.files import write_json
 from aura.formats.reading import RecordReader
+from aura.formats.rows import Rows, find_rows, info_of
+from aura.formats.samples import ListedSamples, samples_of
 from aura.formats.sources import AnnotatedImage
 from aura.masks import decode_rle, encode_rle, rle_area, rle_bbox
+from aura.pictures import Picture
 from aura.targets import rate_from_areas
-from aura.types import AmodalObject, Conversation, Rle, Sample, Turn
+from aura.types import AmodalObject, Conversation, Rle, Sample
 
 FORMAT_VERSION = "1"
 OCCLUSION_BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -34,7 +40,7 @@ OCCLUSION_BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 class AmodalReasonSeg(Sequence[Sample]):
     """A split of the data set: a sequence of samples, one per image, in the file's order.
 
-    Made by :meth:`load` or :meth:`build`. ``document`` is the parsed file; ``images`` the folder of the pictures.
+    Made by :meth:`load` or :meth:`build`. ``images`` is the folder of the pictures.
     """
 
     def __init__(self, document: Mapping[str, Any], *, images: str | Path | None = None, source: str | Path) -> None:
@@ -47,15 +53,33 @@ class AmodalReasonSeg(Sequence[Sample]):
             ValueError: A record lacks a field, a field has the wrong type, or ids do not match; one error, which names
                 the file, the record and the remedy.
         """
-        self.document = dict(document)
         self.source = Path(source)
         self.images = Path(images) if images is not None else image_folder(document, self.source)
-        self._samples = _Parser(RecordReader(self.source), self.images).samples(document)
+        self._document: dict[str, Any] | None = dict(document)
+        self._samples: ListedSamples | Rows = samples_of(document, RecordReader(self.source), self.images)
 
     @classmethod
     def load(cls, annotations: str | Path, images: str | Path | None = None) -> AmodalReasonSeg:
-        """Read a file; arguments and errors as in the constructor. Pictures are not opened."""
-        return cls(RecordReader(Path(annotations)).root(), images=images, source=annotations)
+        """Open a file; arguments and errors as in the constructor. Pictures are not opened.
+
+        Its records stay on disk (:mod:`aura.formats.rows`): the first opening reads the file once, later ones take no
+        time, and a sample is in memory only while it is used.
+        """
+        dataset = cls.__new__(cls)
+        dataset.source = Path(annotations)
+        place = find_rows(dataset.source)
+        own = image_folder({"info": info_of(place)}, dataset.source)
+        dataset.images = own if images is None else Path(images)
+        dataset._document = None
+        dataset._samples = Rows(dataset.source, dataset.images, place)
+        return dataset
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The parsed file, as a whole; of one that was opened it is read when it is asked for."""
+        if self._document is None:
+            self._document = RecordReader(self.source).root()
+        return self._document
 
     @classmethod
     def build(
@@ -114,39 +138,66 @@ class AmodalReasonSeg(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         return self._samples[index]
 
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def conversation_counts(self) -> NDArray[np.int64]:
+        """Conversations of each image, [images]."""
+        return self._samples.conversation_counts()
+
+    def pictures(self) -> Iterator[Picture]:
+        """What the records say about each image's picture."""
+        return self._samples.pictures()
+
+    def digest(self) -> str:
+        """Of the images' ids and their conversations, in their order."""
+        return self._samples.digest()
+
+    def content(self) -> str | None:
+        """Of the file that was opened; ``None`` of what was built or parsed by others."""
+        return self._samples.content()
+
     def statistics(self) -> dict[str, Any]:
         """Counts of images, objects, pairs and words; ``occlusion_histogram`` has ten bins over [0, 1].
 
         ``objects_per_answer_histogram`` and ``turns_histogram`` map a number to how often it occurs.
         """
-        turns = [t for sample in self for c in sample.conversations for t in c.turns]
-        rates = [o.occlusion_rate for sample in self for o in sample.objects]
-        per_answer = Counter(len(t.objects) for t in turns)
+        rates, words = array("d"), {"question": 0, "answer": 0}
+        categories: set[str] = set()
+        questions: set[bytes] = set()
+        per_answer, per_conversation, counts = Counter[int](), Counter[int](), Counter[str]()
+        for sample in self:
+            counts["with"] += bool(sample.conversations)
+            counts["occluded"] += sum(bool(o.occluded_by) for o in sample.objects)
+            rates.extend(o.occlusion_rate for o in sample.objects)
+            categories.update(o.category for o in sample.objects)
+            per_conversation.update(len(c.turns) for c in sample.conversations)
+            for turn in (t for c in sample.conversations for t in c.turns):
+                per_answer[len(turn.objects)] += 1
+                words["question"] += len(turn.question.split())
+                words["answer"] += len(turn.answer.split())
+                questions.add(hashlib.blake2b(turn.question.encode("utf-8", "replace"), digest_size=16).digest())
+        images, pairs = max(len(self), 1), sum(per_answer.values())
         histogram, _ = np.histogram(rates, bins=OCCLUSION_BINS)
         return {
             "images": len(self),
-            "images_with_conversations": sum(bool(s.conversations) for s in self),
+            "images_with_conversations": counts["with"],
             "objects": len(rates),
-            "categories": len({o.category for s in self for o in s.objects}),
-            "objects_per_image": _mean(len(s.objects) for s in self),
-            "conversations": sum(len(s.conversations) for s in self),
-            "pairs": len(turns),
-            "pairs_per_image": len(turns) / max(len(self), 1),
-            "objects_per_answer": _mean(len(t.objects) for t in turns),
+            "categories": len(categories),
+            "objects_per_image": len(rates) / images,
+            "conversations": sum(per_conversation.values()),
+            "pairs": pairs,
+            "pairs_per_image": pairs / images,
+            "objects_per_answer": sum(n * count for n, count in per_answer.items()) / max(pairs, 1),
             "objects_per_answer_histogram": dict(sorted(per_answer.items())),
-            "turns_histogram": dict(sorted(Counter(len(c.turns) for s in self for c in s.conversations).items())),
-            "distinct_questions": len({t.question for t in turns}),
-            "words_per_question": _mean(len(t.question.split()) for t in turns),
-            "words_per_answer": _mean(len(t.answer.split()) for t in turns),
-            "mean_occlusion_rate": _mean(rates),
+            "turns_histogram": dict(sorted(per_conversation.items())),
+            "distinct_questions": len(questions),
+            "words_per_question": words["question"] / max(pairs, 1),
+            "words_per_answer": words["answer"] / max(pairs, 1),
+            "mean_occlusion_rate": float(np.mean(rates)) if rates else 0.0,
             "occlusion_histogram": [int(n) for n in histogram],
-            "occluded_objects": sum(bool(o.occluded_by) for s in self for o in s.objects),
+            "occluded_objects": counts["occluded"],
         }
-
-
-def _mean(values: Iterable[float]) -> float:
-    collected = list(values)
-    return float(np.mean(collected)) if collected else 0.0
 
 
 def image_folder(document: Mapping[str, Any], source: Path) -> Path:
@@ -215,91 +266,3 @@ def _category_numbers(images: Sequence[AnnotatedImage]) -> dict[str, int]:
     following = max(numbers.values(), default=0) + 1
     unnumbered = sorted({o.category for image in images for o in image.objects} - set(numbers))
     return {**numbers, **{name: following + i for i, name in enumerate(unnumbered)}}
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-class _Parser:
-    """From the parsed JSON to samples; stops at the first flaw."""
-
-    def __init__(self, reader: RecordReader, images: Path) -> None:
-        self.reader = reader
-        self.images = images
-
-    def samples(self, root: Mapping[str, Any]) -> list[Sample]:
-        reader = self.reader
-        names = {
-            number: (reader.text(c, "name", f"category {number}"), str(c.get("supercategory") or ""))
-            for number, c in reader.by_id(root, "categories", "category").items()
-        }
-        images = reader.by_id(root, "images", "image")
-        objects: dict[int, list[AmodalObject]] = defaultdict(list)
-        for number, annotation in reader.by_id(root, "annotations", "annotation").items():
-            where = f"annotation {number}"
-            image_id = self._image_id(annotation, images, where)
-            objects[image_id].append(self._object(annotation, number, names, where))
-        conversations: dict[int, list[Conversation]] = defaultdict(list)
-        for number, conversation in reader.by_id(root, "conversations", "conversation").items():
-            image_id = self._image_id(conversation, images, f"conversation {number}")
-            conversations[image_id].append(self._conversation(conversation, number))
-        return [self._sample(number, images[number], objects[number], conversations[number]) for number in images]
-
-    def _image_id(self, record: Mapping[str, Any], images: Mapping[int, Any], where: str) -> int:
-        image_id = self.reader.integer(record, "image_id", where)
-        if image_id not in images:
-            raise self.reader.error(where, f"image {image_id} is not in 'images'; add it or drop the record")
-        return image_id
-
-    def _object(
-        self, annotation: Mapping[str, Any], number: int, names: Mapping[int, tuple[str, str]], where: str
-    ) -> AmodalObject:
-        category_id = self.reader.integer(annotation, "category_id", where)
-        if category_id not in names:
-            raise self.reader.error(where, f"category {category_id} is not in 'categories'; add it")
-        masks = [self._rle(annotation, key, where) for key in ("visible_mask", "segmentation")]
-        rate = self.reader.number(annotation, "occlude_rate", where)
-        if not 0 <= rate <= 1:
-            raise self.reader.error(where, f"'occlude_rate' must be in [0, 1], got {rate}")
-        occluded_by = self.reader.integers(annotation, "occluded_by", where) if "occluded_by" in annotation else ()
-        name, supercategory = names[category_id]
-        return AmodalObject(number, name, masks[0], masks[1], rate, occluded_by, supercategory)
-
-    def _rle(self, annotation: Mapping[str, Any], key: str, where: str) -> Rle:
-        """Masks are taken as they stand: the checks decode them, loading a large file should not."""
-        rle = annotation.get(key)
-        if not (isinstance(rle, dict) and isinstance(rle.get("counts"), str) and isinstance(rle.get("size"), list)):
-            raise self.reader.error(
-                where,
-                f"'{key}' must be a compressed RLE with 'size' and 'counts'; "
-                "scripts/generate_questions.py converts files with polygons",
-            )
-        return rle
-
-    def _conversation(self, record: Mapping[str, Any], number: int) -> Conversation:
-        where = f"conversation {number}"
-        turns = []
-        for index, turn in enumerate(self.reader.records(record, "turns") if "turns" in record else []):
-            at = f"{where}, turn {index}"
-            question, answer = self.reader.text(turn, "question", at), self.reader.text(turn, "answer", at)
-            objects = self.reader.integers(turn, "objects", at)
-            try:
-                turns.append(Turn(question, answer, objects))
-            except ValueError as error:
-                raise self.reader.error(at, str(error)) from error
-        provenance = record.get("provenance", {})
-        if not turns or not isinstance(provenance, dict):
-            what = "'turns' must be a list of at least one turn" if not turns else "'provenance' must be an object"
-            raise self.reader.error(where, what)
-        return Conversation(number, tuple(turns), provenance)
-
-    def _sample(
-        self, number: int, image: Mapping[str, Any], objects: list[AmodalObject], conversations: list[Conversation]
-    ) -> Sample:
-        where = f"image {number}"
-        height, width = (self.reader.integer(image, key, where, at_least=1) for key in ("height", "width"))
-        path = self.images / self.reader.text(image, "file_name", where)
-        try:
-            return Sample(number, path, height, width, tuple(objects), tuple(conversations))
-        except ValueError as error:
-            raise ValueError(f"{self.reader.path}: {error}; run scripts/validate_dataset.py for a full list") from error

@@ -68,20 +68,32 @@ class RecordReader:
             found = "it is missing" if key not in root else f"it is a {type(records).__name__}"
             raise self.error(f"'{key}'", f"expected a list, but {found}; is this file in the right format?")
         for number, record in enumerate(records):
-            if not isinstance(record, dict):
-                raise self.error(f"'{key}' item {number}", f"expected an object, got a {type(record).__name__}")
+            self._object(record, key, number)
         return records
 
     def by_id(self, root: Mapping[str, Any], key: str, kind: str) -> dict[int, dict[str, Any]]:
         """The records of ``root[key]`` by their ``id``, in the file's order; an id may not occur twice."""
         found: dict[int, dict[str, Any]] = {}
-        for number, record in enumerate(self.records(root, key)):
-            where = f"{kind} {record['id']}" if "id" in record else f"'{key}' item {number}"
-            record_id = self.integer(record, "id", where)
+        for position, record in enumerate(self.records(root, key)):
+            record_id = self.id_of(record, key, kind, position)
             if record_id in found:
-                raise self.error(where, "the id occurs twice; give every record an id of its own")
+                raise self.twice(kind, record_id)
             found[record_id] = record
         return found
+
+    def id_of(self, record: Any, key: str, kind: str, position: int) -> int:
+        """The ``id`` of a list's item, which must be an object."""
+        where = f"{kind} {record['id']}" if "id" in self._object(record, key, position) else f"'{key}' item {position}"
+        return self.integer(record, "id", where)
+
+    def twice(self, kind: str, record_id: int) -> ValueError:
+        """The error about an id that two records have."""
+        return self.error(f"{kind} {record_id}", "the id occurs twice; give every record an id of its own")
+
+    def _object(self, record: Any, key: str, position: int) -> dict[str, Any]:
+        if not isinstance(record, dict):
+            raise self.error(f"'{key}' item {position}", f"expected an object, got a {type(record).__name__}")
+        return record
 
     def integer(self, record: Mapping[str, Any], key: str, where: str, *, at_least: int | None = None) -> int:
         """The whole number ``record[key]``."""

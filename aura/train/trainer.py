@@ -16,6 +16,7 @@ from tqdm import tqdm
 from aura.config import Config, to_yaml
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
+from aura.data.selection import pictures
 from aura.features import fill_cache
 from aura.files import write_text
 from aura.losses import AuraCriterion
@@ -103,7 +104,7 @@ class Trainer:
         self.model.to(self.process.device)  # type: ignore[arg-type]
         self.cache = FeatureCache.open(self.config.data.feature_cache, self.model, self.processor)
         if self.cache is not None:
-            paths = [sample.image_path for sample in [*self.samples, *self.val_samples]]
+            paths = [picture.path for samples in (self.samples, self.val_samples) for picture in pictures(samples)]
             rank, world = self.process.rank, self.process.world_size
             fill_cache(self.cache, paths, self.model, self.processor, rank=rank, world=world, quiet=rank > 0)
             ds.wait_for_all(self.process)
