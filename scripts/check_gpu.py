@@ -71,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def show(record: dict[str, object]) -> None:
         console.print(f"{record['section']:>2} {record['title']}: {record['verdict']}, {record['seconds']:.0f} s")
 
-    report = run(options.only, scale=options.scale, out=options.out, seconds=options.seconds, on_record=show)
+    try:
+        report = run(options.only, scale=options.scale, out=options.out, seconds=options.seconds, on_record=show)
+    except KeyboardInterrupt:
+        console.print(f"stopped; what was seen until then is in {options.out / 'gpu.md'}")
+        return 130
     console.print(report.as_table())
     console.print(f"{options.out / 'gpu.md'}, {options.out / 'gpu.json'}; what the sections said: gpu.log")
     return report.exit_code

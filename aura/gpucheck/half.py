@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from aura.config import Precision
+from aura.config import Config, Precision
 from aura.gpucheck import models
 from aura.gpucheck.findings import Findings, NotPossible
 from aura.gpucheck.lab import Lab, release
@@ -15,6 +15,7 @@ from aura.gpucheck.large import criterion, plan_of, set_checkpointing, tokens_pe
 from aura.gpucheck.small import loss_scale, relative
 from aura.model.configuration import DTYPES
 from aura.model.quantize import check_quantization
+from aura.plan import make_plan
 from aura.plan.meter import GIB, peak_bytes, reset_peak, synchronize
 from aura.train import engine as ds
 
@@ -23,6 +24,7 @@ def fp16_run(lab: Lab, found: Findings) -> None:
     """ViT-H's features in fp16 against fp32; six steps, the last three repeated from a checkpoint."""
     precision: Precision = "fp16" if lab.device.type == "cuda" else "bf16"  # DeepSpeed refuses fp16 on a CPU
     config = models.architecture(tiny=lab.tiny)
+    lab.require(make_plan(Config(train=lab.settings(precision)), config, work=workload(lab)))
     model = models.random_model(config, DTYPES[precision], lab.device).train()
     pixels = models.made_up_batch(config, workload(lab)).to(lab.device)
     assert pixels.sam_pixels is not None

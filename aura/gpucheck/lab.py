@@ -18,8 +18,12 @@ import torch
 from aura.config import Config, Precision, TrainSettings
 from aura.devices import has_bf16
 from aura.gpucheck import models
+from aura.gpucheck.findings import NotPossible
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
+from aura.plan import Workload, make_plan
+from aura.plan.estimate import Plan
+from aura.plan.gpus import GIB
 from aura.plan.meter import seconds
 from aura.train import engine as ds
 
@@ -65,7 +69,7 @@ class Lab:
         facts: dict[str, Any] = {}
         if self.device.type == "cuda":
             device = torch.cuda.get_device_name(self.device)
-            total = torch.cuda.get_device_properties(self.device).total_memory / 2**30
+            total = torch.cuda.get_device_properties(self.device).total_memory / GIB
             capability = ".".join(map(str, torch.cuda.get_device_capability(self.device)))
             facts = {"memory": f"{total:.1f} GiB", "compute capability": capability, "CUDA": torch.version.cuda}
         versions = {}
@@ -103,10 +107,18 @@ class Lab:
         values = {"steps": 1000, "warmup_steps": 2, "accumulation": 1, "lr": 1e-4, "output_dir": str(self.folder)}
         return TrainSettings(**{**values, "precision": precision, **changes})
 
+    def require(self, plan: Plan) -> None:
+        """Raise :class:`NotPossible` where the plan says that this GPU is too small."""
+        if self.device.type == "cuda":
+            have, need = torch.cuda.get_device_properties(self.device).total_memory, plan.memory().total
+            if need > have:
+                raise NotPossible(f"by the plan this needs {need / GIB:.1f} GiB, and the GPU has {have / GIB:.1f}")
+
     def large(self) -> Large:
         """AURA-7B in the device's half precision under DeepSpeed, made where it is not there."""
         if self._large is None:
             settings = self.settings(self.half)
+            self.require(make_plan(Config(train=settings), models.architecture(tiny=self.tiny), work=Workload()))
             model = models.random_model(models.architecture(tiny=self.tiny), DTYPES[self.half], self.device)
             model.train()
             engine = ds.Engine(model, settings, self.process(settings))

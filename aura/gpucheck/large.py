@@ -19,7 +19,7 @@ from aura.gpucheck.lab import Lab, Large
 from aura.losses import AuraCriterion, text_loss
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
-from aura.plan import Plan, Workload, make_plan
+from aura.plan import GPUS, Plan, Workload, make_plan
 from aura.plan.meter import GIB, peak_bytes, reset_peak, seconds, synchronize
 from aura.types import Batch
 
@@ -71,7 +71,9 @@ def steps(lab: Lab, found: Findings) -> None:
                 lab.drop_large()  # DeepSpeed's buckets hold half a step
                 return
             achieved = plan.micro_flops.total / measured["micro_ms"] * 1e3 / 1e12
-            found.fact(**{name: {**measured, "tflops": achieved, "share": achieved / ceiling}})
+            found.fact(
+                **{name: {**measured, "tflops": achieved, "share": achieved / ceiling, **_planned_ms(lab, plan)}}
+            )
             _memory(found, name, measured["peak_gib"], plan)
 
 
@@ -103,6 +105,14 @@ def _measure_steps(lab: Lab, large: Large, batch: Batch) -> dict[str, float]:
 
 def micro_step(large: Large, judge: AuraCriterion, batch: Batch) -> None:
     large.engine.backward(judge(large.engine(batch), batch).total)
+
+
+def _planned_ms(lab: Lab, plan: Plan) -> dict[str, float]:
+    """What the plan says of a step on this GPU, if it knows it."""
+    name = torch.cuda.get_device_name(lab.device).lower() if lab.device.type == "cuda" else ""
+    known = next((gpu for key, gpu in GPUS.items() if key in name), None)
+    duration = plan.duration(known) if known is not None else None
+    return {"planned_ms": 1e3 * duration.total} if duration is not None else {}
 
 
 def _memory(found: Findings, name: str, peak_gib: float, plan: Plan) -> None:

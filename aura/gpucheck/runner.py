@@ -94,23 +94,31 @@ def run(
     with _terminated_is_interrupted():
         while pending:
             before = len(pending)
-            _one_process(pending, scale, out, end, report, record)
-            if len(pending) == before:  # it could not even begin
-                record(pending[0], "error", error=f"the process ended before the section began; see {out / 'gpu.log'}")
+            started = _one_process(pending, scale, out, end, report, record)
+            if len(pending) < before:
+                continue
+            for number in list(pending[: 1 if started else None]):  # without its libraries no process will start
+                record(number, "error", error=f"the process ended before the section began: {_last_line(out)}")
     return report
 
 
 def _one_process(
     pending: list[int], scale: str, out: Path, end: float, report: Report, record: Callable[..., None]
-) -> None:
-    """Run what is pending until the process ends, and say of a section in which it ended that it did."""
+) -> bool:
+    """Run what is pending until the process ends, and say of a section in which it ended that it did.
+
+    Returns:
+        Whether the process came to tell what machine it is on.
+    """
     running: int | None = None
+    started = False
     began = time.time()
     worker, why = Worker(pending, scale, out, end), ""
     try:
         for event in worker.events():
             if event["event"] == "hello":
                 report.facts |= event["facts"]
+                started = True
             elif event["event"] == "begin":
                 running, began = event["section"], time.time()
                 worker.limit = began + event["deadline"] + GRACE
@@ -127,7 +135,14 @@ def _one_process(
         if why:
             record(running, "late", taken, error=why)
         else:
-            record(running, "error", taken, error=f"the process died ({_named(code)}); see {out / 'gpu.log'}")
+            record(running, "error", taken, error=f"the process died ({_named(code)}): {_last_line(out)}")
+    return started
+
+
+def _last_line(out: Path) -> str:
+    log = out / "gpu.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    return next((line.strip()[-300:] for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def _named(code: int) -> str:

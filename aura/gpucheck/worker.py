@@ -29,8 +29,11 @@ class OutOfTime(BaseException):
 
 def main(job: dict[str, Any]) -> int:
     environment.prepare()
+    from transformers.utils import logging
+
     from aura.gpucheck.lab import Lab
 
+    logging.disable_progress_bar()
     os.set_inheritable(job["pipe"], False)
     pipe = os.fdopen(job["pipe"], "w", encoding="utf-8", buffering=1)
 

@@ -11,6 +11,7 @@ import torch
 
 from aura.gpucheck import runner, worker
 from aura.gpucheck.findings import Findings, NotPossible
+from aura.gpucheck.lab import Lab
 from aura.gpucheck.report import Report, lines_of
 from aura.gpucheck.sections import SECTIONS, Section
 
@@ -121,6 +122,32 @@ def test_a_process_that_dies_or_hangs_costs_its_own_section_alone(monkeypatch, t
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["device"] == "Tesla" and len(written["sections"]) == 5
     assert "# AURA on Tesla" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_machine_without_the_libraries_is_asked_once(monkeypatch, tmp_path):
+    (tmp_path / "gpu.log").touch()
+    told = []
+
+    class Fake(fake_worker([([[0, 1, 2]], 1)])):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            (tmp_path / "gpu.log").write_text("Traceback\nModuleNotFoundError: No module named 'peft'\n\n")
+
+    monkeypatch.setattr(runner, "Worker", Fake)
+    report = runner.run([0, 1, 2], scale="full", out=tmp_path, seconds=60, on_record=told.append)
+    assert [record["verdict"] for record in report.records] == ["error"] * 3
+    assert all("No module named 'peft'" in record["error"] for record in report.records)
+
+
+def test_what_does_not_fit_by_the_plan_is_not_begun(monkeypatch):
+    lab = Lab.__new__(Lab)
+    lab.device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 * 2**30))
+    plan = SimpleNamespace(memory=lambda: SimpleNamespace(total=20 * 2**30))
+    with pytest.raises(NotPossible, match=r"20\.0 GiB, and the GPU has 16\.0"):
+        lab.require(plan)
+    lab.device = torch.device("cpu")
+    lab.require(plan)
 
 
 def test_the_exit_code_is_that_of_what_was_disproved(tmp_path):
