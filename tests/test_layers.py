@@ -10,7 +10,7 @@ AURA = Path(__file__).parents[1] / "aura"
 
 FLOORS = {
     "the method's vocabulary": "config types files masks pictures geometry targets chunks losses features devices "
-    "environment",
+    "environment ranks",
     "pictures, annotation files, tensors": "drawing formats data",
     "the network; questions from annotations": "model datagen",
     "weights of others; figures; answers to a user": "weights evaluation chat",

@@ -14,11 +14,11 @@ Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
 
 SAME_NUMBERS = {
     "model": {"allow_random"},
-    "data": {"feature_cache", "num_workers"},
+    "data": {"feature_cache", "num_workers", "prefetch"},
     "loss": set[str](),
     "train": {
         *("output_dir", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard"),
-        *("offload_optimizer", "gradient_checkpointing"),
+        *("offload_optimizer", "gradient_checkpointing", "timeout_minutes"),
     },
 }
 """Settings of where a run lies, what it tells and how it stores its work: a rerun may change them."""
@@ -136,7 +136,8 @@ class DataSettings:
         conversations_per_image: Conversations drawn per image and step; ``null`` takes all.
         max_length: Longest single conversation in tokens, image included; longer ones are an error, never cut.
         feature_cache: Folder for the frozen encoders' outputs; ``null`` computes them anew each time.
-        num_workers: Processes that load data.
+        num_workers: Processes that load data; 0 loads in the training process.
+        prefetch: Micro-batches that each of them keeps ready.
         on_bad_record: What the checks before the start do about records that training would refuse: ``stop``, or
             ``skip`` them and list them in the run folder.
     """
@@ -147,6 +148,7 @@ class DataSettings:
     max_length: int = 1024
     feature_cache: str | None = None
     num_workers: int = 4
+    prefetch: int = 2
     on_bad_record: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
@@ -154,6 +156,7 @@ class DataSettings:
         _require(per_image is None or per_image > 0, f"data.conversations_per_image must be positive, got {per_image}")
         _require(self.max_length > 0, f"data.max_length must be positive, got {self.max_length}")
         _require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
+        _require(self.prefetch > 0, f"data.prefetch must be positive, got {self.prefetch}")
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,8 @@ class TrainSettings:
             anew and refuses a run folder that has checkpoints.
         overfit_one_batch: Take the first optimizer step's images again and again: a check that the model can learn.
         tensorboard: Write TensorBoard files beside the JSONL log.
+        timeout_minutes: How long a rank waits for the others in one joint act, such as the export of the first; a rank
+            that has died is noticed at once.
     """
 
     output_dir: str = "runs/aura_7b"
@@ -246,9 +251,10 @@ class TrainSettings:
     resume: str = "auto"
     overfit_one_batch: bool = False
     tensorboard: bool = True
+    timeout_minutes: int = 120
 
     def __post_init__(self) -> None:
-        for key in ("steps", "micro_batch_size", "accumulation", "log_every", "keep_last"):
+        for key in ("steps", "micro_batch_size", "accumulation", "log_every", "keep_last", "timeout_minutes"):
             _require(getattr(self, key) > 0, f"train.{key} must be positive, got {getattr(self, key)}")
         for key in (
             "align_steps",

@@ -22,12 +22,12 @@ from aura.data.conversations import TokenizedConversation
 from aura.data.feature_cache import FeatureCache
 from aura.data.images import sam_geometry
 from aura.data.processor import Processor
-from aura.evaluation.ranks import gather, rank_and_world
 from aura.evaluation.report import Report
 from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
 from aura.features import encode
 from aura.model import AuraModel
 from aura.model.readout import decode_answers, read_masks
+from aura.ranks import gather, rank_and_world
 from aura.types import ImageFeatures, MaskPair, Sample
 
 __all__ = ["Prediction", "Report", "evaluate", "evaluate_all", "load_predictions", "predict", "score"]

@@ -12,10 +12,10 @@ from PIL import Image
 from aura.data.processor import load_image
 from aura.drawing.visualize import SheetRow, ShownObject, contact_sheet
 from aura.evaluation.metrics import score_object
-from aura.evaluation.ranks import gather, rank_and_world
 from aura.evaluation.scoring import PredictedAnswer, TurnKey
 from aura.files import write_bytes, write_json
 from aura.masks import decode_rle, encode_rle
+from aura.ranks import gather, rank_and_world
 from aura.types import MaskPair, Sample, SegRecord
 
 

@@ -73,9 +73,29 @@ class Checkpoints:
             engine: What to save.
             state: JSON-able, the same on all processes; ``state["best"]["step"]``, if there, is never deleted.
             own_state: This process's own part, of plain types and tensors.
+
+        Raises:
+            ValueError: It cannot be written. Nothing is left of it, and the checkpoints before it are whole.
         """
         final = self.path(engine.steps)
         unfinished = self.folder / f".{final.name}.unfinished"
+        try:
+            self._write(engine, state, own_state, unfinished, final)
+        except (OSError, RuntimeError) as error:
+            reason = _why_unwritable(error, self.folder)
+            if reason is None:
+                raise
+            shutil.rmtree(unfinished, ignore_errors=True)
+            good = newest(self.folder)
+            raise ValueError(
+                f"the checkpoint of step {engine.steps} cannot be written to {self.folder}: {reason}. Mend this, then "
+                f"start the same command again: it {f'continues from {good.name}' if good else 'starts anew'}"
+            ) from error
+        return final
+
+    def _write(
+        self, engine: Engine, state: Mapping[str, Any], own_state: Mapping[str, Any], unfinished: Path, final: Path
+    ) -> None:
         if self.process.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
@@ -92,7 +112,6 @@ class Checkpoints:
             write_text(self.folder / "latest", final.name)
             self._prune((state.get("best") or {}).get("step"))
         wait_for_all(self.process)
-        return final
 
     def _prune(self, best: int | None) -> None:
         for step in superfluous(self.steps(), self.keep_last, best):
@@ -128,6 +147,20 @@ class Checkpoints:
         if resume != "auto":
             return _checkpoint_at(Path(resume))
         return newest(self.folder)
+
+
+def _why_unwritable(error: OSError | RuntimeError, folder: Path) -> str | None:
+    """What the system says of a file that could not be written; ``None`` if the error is of another kind.
+
+    torch tells no reason: its writer comes to a stop, in words of its own.
+    """
+    mebibytes = 2**20
+    free = f"{shutil.disk_usage(folder).free // mebibytes} MiB of the disk are free"
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}; {free}"
+    told = str(error)
+    writer = ("PytorchStreamWriter", "inline_container", "iostream error")
+    return f"the writer stopped; {free}" if any(name in told for name in writer) else None
 
 
 def complete_steps(folder: Path) -> list[int]:

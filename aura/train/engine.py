@@ -9,6 +9,7 @@ import os
 import random
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aura import environment
+from aura import environment, ranks
 from aura.config import REDUCE_BUCKET, TrainSettings
 from aura.devices import check_bf16, check_build
 from aura.model.quantize import unpacked
@@ -43,7 +44,8 @@ def start_process(settings: TrainSettings) -> Process:
     """Join the run's processes; call once, before the model is built.
 
     Raises:
-        ValueError: fp16 without a GPU; a GPU without bf16 units for bf16, or one that this torch has no code for.
+        ValueError: The ranks do not find each other; fp16 without a GPU; a GPU without bf16 units for bf16, or one that
+            this torch has no code for.
     """
     environment.prepare()
     has_gpu = torch.cuda.is_available()
@@ -59,9 +61,11 @@ def start_process(settings: TrainSettings) -> Process:
         check_build(device)
         if "bf16" in (settings.precision, settings.autocast):
             check_bf16(device, "pass --train.precision fp16 and leave --train.autocast off")
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
-    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    backend = "nccl" if has_gpu else "gloo"
+    # DeepSpeed's own start knows one time-out for meeting and for working, and lets tracebacks through.
+    ranks.join(backend, timedelta(minutes=settings.timeout_minutes))
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    rank, world_size = ranks.rank_and_world()
     return Process(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
 
 
@@ -209,7 +213,7 @@ class Engine:
     def save(self, folder: Path, tag: str) -> None:
         """Write ``folder/tag``: trainable weights, optimizer, scheduler. All processes call it together."""
         self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
-        torch.distributed.barrier()
+        wait_for_all(self.process)
 
     def load(self, folder: Path, tag: str) -> None:
         """Read what :meth:`save` wrote; same number of processes, same ZeRO stage.
@@ -287,13 +291,12 @@ def largest_over_processes(value: int, process: Process) -> int:
 def wait_for_all(process: Process) -> None:
     """Return when every process has come here."""
     if process.world_size > 1:
-        torch.distributed.barrier()
+        ranks.wait()
 
 
 def stop_process() -> None:
     """Leave the run's process group."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    ranks.stop()
 
 
 def seed_everything(seed: int) -> None:

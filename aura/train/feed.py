@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from aura.config import Config
+from aura.config import Config, DataSettings
 from aura.data.collate import collate
 from aura.data.dataset import AuraDataset, EpochSampler, Key
 from aura.data.feature_cache import FeatureCache
@@ -70,7 +70,7 @@ def batches(
     if data.num_workers == 0:
         yield from map(maker.make, keys)
     else:
-        yield from _from_workers(maker, keys, data.num_workers, process)
+        yield from _from_workers(maker, keys, data, process)
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,15 @@ def _want_of_shared_memory(told: str) -> str:
 
 
 def _from_workers(
-    maker: _BatchMaker, keys: Iterable[list[Key]], num_workers: int, process: Process
+    maker: _BatchMaker, keys: Iterable[list[Key]], data: DataSettings, process: Process
 ) -> Generator[Batch, None, None]:
     on_gpu = process.device.type == "cuda"
     loader = DataLoader(
         maker,
         batch_sampler=keys,  # type: ignore[arg-type]
         collate_fn=_as_it_is,
-        num_workers=num_workers,
+        num_workers=data.num_workers,
+        prefetch_factor=data.prefetch,
         pin_memory=on_gpu,
         worker_init_fn=_start_worker,
         # A process that uses CUDA has threads whose locks a fork would copy in whatever state they are.

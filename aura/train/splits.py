@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.text import Text
 
+from aura import ranks
 from aura.config import Config, SplitSettings
 from aura.data.conversations import ConversationTokenizer
 from aura.data.findings import Findings
@@ -51,9 +51,9 @@ def open_splits(config: Config, tokenizer: ConversationTokenizer, process: Proce
         splits["val"] = in_turn(process, lambda: load_split(data.val, "val"))
     told: list[str] = []
     if process.is_main:
-        refused = from_main(process, lambda: _check(config, splits, tokenizer, run, told))
+        refused = ranks.from_first(lambda: _check(config, splits, tokenizer, run, told))
     else:
-        refused = from_main(process, lambda: {})
+        refused = ranks.from_first(lambda: {})
     for name, bad in refused.items():
         if bad:
             splits[name] = without(splits[name], bad)
@@ -185,23 +185,7 @@ def in_turn(process: Process, act: Callable[[], T]) -> T:
             except ValueError as error:  # the others would wait for this process
                 refused = error
         if process.world_size > 1:
-            torch.distributed.barrier()
+            ranks.wait()
     if refused is not None:
         raise refused
     return result[0]
-
-
-def from_main(process: Process, make: Callable[[], T]) -> T:
-    """What the main process makes, or the ``ValueError`` that it raises, for all of them."""
-    if process.world_size == 1:
-        return make()
-    made: list[Any] = [None, None]
-    if process.is_main:
-        try:
-            made[0] = make()
-        except (ValueError, OSError) as error:
-            made[1] = str(error)
-    torch.distributed.broadcast_object_list(made, src=0, device=process.device)
-    if made[1] is not None:
-        raise ValueError(made[1])
-    return made[0]

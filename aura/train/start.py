@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from aura import ranks
 from aura.config import Config
 from aura.model.configuration import DTYPES
 from aura.train import engine
 from aura.train.checkpoint import Checkpoints
+from aura.train.owner import owned
+from aura.train.peers import watched
 from aura.train.splits import open_splits
 from aura.train.trainer import Trainer
 from aura.train.validation import check_metric
@@ -27,15 +30,23 @@ def train(config: Config) -> int:
     """
     process = engine.start_process(config.train)
     try:
-        check_metric(config.train.best_metric)
-        Checkpoints(config.train.output_dir, config.train.keep_last, process).find(config.train.resume)
-        engine.seed_everything(config.train.seed)
-        splits = open_splits(config, load_text_side(config.model, config.data), process)
-        model, processor, report = build_model(config.model, config.data, dtype=DTYPES[config.train.precision])
-        if process.is_main:
-            for line in splits.told:
-                print(line, flush=True)
-            Console().print(report)
-        return Trainer(config, model, processor, splits.train, splits.val, process).run()
+        with watched(process, config.train.timeout_minutes), owned(config.train.output_dir):
+            return _train(config, process)
+    except OSError as error:
+        raise ValueError(str(error)) from error  # it names the file and what the system says of it
     finally:
         engine.stop_process()
+
+
+def _train(config: Config, process: engine.Process) -> int:
+    check_metric(config.train.best_metric)
+    checkpoints = Checkpoints(config.train.output_dir, config.train.keep_last, process)
+    ranks.from_first(lambda: checkpoints.find(config.train.resume))
+    engine.seed_everything(config.train.seed)
+    splits = open_splits(config, load_text_side(config.model, config.data), process)
+    model, processor, report = build_model(config.model, config.data, dtype=DTYPES[config.train.precision])
+    if process.is_main:
+        for line in splits.told:
+            print(line, flush=True)
+        Console().print(report)
+    return Trainer(config, model, processor, splits.train, splits.val, process).run()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from aura import ranks
 from aura.config import Config, to_yaml
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
@@ -77,8 +78,8 @@ class Trainer:
             ValueError: The checkpoint or the data do not fit.
             FloatingPointError: A loss was not finite.
         """
-        found = self.checkpoints.find(self.settings.resume)
-        ds.wait_for_all(self.process)
+        # The first rank decides for all: another machine might still see what lay in the folder a moment ago.
+        found = ranks.from_first(lambda: self.checkpoints.find(self.settings.resume))
         self.identity = ckpt.identity(self.config, self.process, self.samples, self.model)
         state = ckpt.read_continuable(found, self.identity) if found else {}
         if self.process.is_main:

@@ -11,11 +11,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
+from aura import ranks
 from aura.data.collate import collate
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
 from aura.evaluation import evaluate as evaluation
-from aura.evaluation import ranks
 from aura.evaluation.evaluate import answer_starts, evaluate, evaluate_all
 from aura.masks import encode_rle
 from aura.model import Generation

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,23 @@ def test_unfinished_checkpoint_is_invisible_and_cleared(checkpoints, engine, mon
     save(checkpoints, engine)
     assert checkpoints.steps() == [1, 2]
     assert not list(checkpoints.folder.glob(".*unfinished"))
+
+
+@pytest.mark.parametrize("limit", [0, 1500])
+def test_a_full_disk_leaves_the_good_checkpoint_and_nothing_half_written(checkpoints, engine, limit):
+    step(engine)
+    save(checkpoints, engine)
+    step(engine)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))  # every file is cut off there, as on a full disk
+    try:
+        with pytest.raises(ValueError, match=r"checkpoint of step 2 .* MiB .*continues from step_000001$"):
+            save(checkpoints, engine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["latest", "step_000001"]
+    save(checkpoints, engine)
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_lost_pointer_falls_back_to_the_newest(checkpoints, engine):
