@@ -7,7 +7,7 @@ from aura.chunks import in_chunks
 from aura.config import LossSettings
 from aura.losses import PIXELS_AT_ONCE, AuraCriterion
 from aura.model import AuraModel
-from aura.types import AuraOutput, Batch, ImageGeometry
+from aura.types import AuraOutput, Batch, ImageGeometry, MaskOutput
 
 
 class Cube:
@@ -72,7 +72,7 @@ def test_decoding_in_chunks_changes_nothing(make_model, monkeypatch, changes):
         monkeypatch.setattr(model, "_objects_at_once", lambda grid, size=size: size)
         states = torch.randn(11, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
         output, unused = decode(model, states, embeddings)
-        found = {name: value for name, value in vars(output).items() if value is not None}
+        found = {name: value for name, value in output.items() if value is not None}
         values.append(found)
         (sum((value**2).mean() for value in found.values()) + unused).backward()
         named = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -123,7 +123,8 @@ def test_losses_in_chunks_are_the_losses(monkeypatch, resolution):
     for pixels in (PIXELS_AT_ONCE, 3 * 40 * 60):
         monkeypatch.setattr("aura.losses.PIXELS_AT_ONCE", pixels)
         leaf = logits.clone().requires_grad_()
-        output = AuraOutput(leaf[:, 0], leaf[:, 1], None, leaf[:, 2:], text_logits=torch.zeros(0, 7))
+        masks = MaskOutput(leaf[:, 0], leaf[:, 1], None, leaf[:, 2:])
+        output = AuraOutput(masks, text_logits=torch.zeros(0, 7), unused=torch.zeros(()))
         found = AuraCriterion(LossSettings(mask_resolution=resolution))(output, batch)
         found.total.backward()
         losses.append(torch.tensor(list(found.as_floats().values())))

@@ -28,7 +28,7 @@ from aura.model.segmentation import PromptEncoder
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
 
 OBJECTS_AT_ONCE = 16
-"""Of SAM's size, whose masks are decoded together: both decoders and E_SO keep about 0.2 GB an object for training."""
+"""Of SAM's size, whose masks are decoded together: both decoders and E_SO keep about 0.15 GB an object for training."""
 
 
 class PartSize(NamedTuple):
@@ -175,7 +175,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()  # [B, C, g, g]
 
         def draw(refined: torch.Tensor, seg_image: torch.Tensor) -> dict[str, torch.Tensor]:
-            return self._draw(refined, images[seg_image])
+            return self._draw(refined, images, seg_image)
 
         drawn = in_chunks(draw, (refined, seg_image.to(refined.device)), self._objects_at_once(images.shape[-2:]))
         # SAM's quality heads are trainable, as in LISA, but no loss asks for them.
@@ -188,18 +188,18 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         unused = 0.0 * torch.stack([value.float().mean().to(refined.device) for value in idle]).sum()
         return output, unused
 
-    def _draw(self, refined: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Masks and occlusion of n objects: e_r [n, C], each with its image's embedding [n, C, g, g]."""
+    def _draw(self, refined: torch.Tensor, images: torch.Tensor, seg_image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Masks and occlusion of n objects: e_r [n, C], embeddings [B, C, g, g], and the image of each object [n]."""
         drawn: dict[str, torch.Tensor] = {}
-        positions = self.prompt_encoder.image_positions()
+        where = images, seg_image, self.prompt_encoder.image_positions()
         if self.visible_decoder is not None:
-            logits, quality = segmentation.decode(self.visible_decoder, refined, images, positions)  # [n, h, w], [n]
+            logits, quality = segmentation.decode(self.visible_decoder, refined, *where)  # [n, h, w], [n]
             drawn |= {"visible": logits, "visible_quality": quality}
         aware = refined  # e_oa [n, C]
         if self.occlusion_condition is not None:
             aware, drawn["rate"] = self.occlusion_condition(refined)
         if self.amodal_decoder is not None:
-            logits, quality = segmentation.decode(self.amodal_decoder, aware, images, positions)
+            logits, quality = segmentation.decode(self.amodal_decoder, aware, *where)
             drawn |= {"amodal": logits, "amodal_quality": quality}
         if self.spatial_occlusion is not None:
             drawn["spatial"] = self.spatial_occlusion(drawn["visible"], drawn["amodal"])  # [n, 3, h, w]

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
+from aura.model.folded_decoder import can_fold, decode_folded
+
 
 class TextProjection(nn.Sequential):
     """Linear - ReLU - Linear from the language model's space to SAM's prompts (LISA's ``text_hidden_fcs``)."""
@@ -81,28 +83,31 @@ class PromptEncoder(nn.Module):
 def decode(
     decoder: SamMaskDecoder,
     prompts: torch.Tensor,
-    image_embeddings: torch.Tensor,
-    image_positions: torch.Tensor,
+    images: torch.Tensor,
+    image_of: torch.Tensor,
+    positions: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One mask per prompt, all N in one call.
-
-    The decoder repeats the embedding for each prompt anyway, so handing it one already gathered image per prompt costs
-    nothing. Prompts of several images share the call.
+    """One mask per prompt, all N in one call, whichever image each is about.
 
     Args:
         decoder: SAM's mask decoder.
         prompts: e_r or e_oa, [N, C].
-        image_embeddings: [N, C, g, g]: of each prompt's image, with the dense prompt added.
-        image_positions: [1, C, g, g].
+        images: [B, C, g, g], with the dense prompt added.
+        image_of: int64 [N], the image of each prompt.
+        positions: Of the embedding grid, [1, C, g, g].
 
     Returns:
         Logits [N, h, w] (SAM's mask token 0) and SAM's own quality estimate [N], which AURA does not use.
     """
+    if can_fold(decoder, images.shape[-2] * images.shape[-1]):
+        return decode_folded(decoder, prompts, images, image_of, positions)
+    # The decoder repeats an image for each of its prompts anyway, so one gathered image per prompt costs nothing.
+    gathered = images[image_of]  # [N, C, g, g]
     masks, quality = decoder(
-        image_embeddings=image_embeddings,
-        image_positional_embeddings=image_positions,
+        image_embeddings=gathered,
+        image_positional_embeddings=positions,
         sparse_prompt_embeddings=prompts[:, None, None, :],
-        dense_prompt_embeddings=image_embeddings.new_zeros(()),
+        dense_prompt_embeddings=gathered.new_zeros(()),
         multimask_output=False,
     )
     return masks[:, 0, 0], quality[:, 0, 0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import SamModel
 
-from aura.model import segmentation
+from aura.model import folded_decoder, segmentation
 from aura.model.segmentation import PromptEncoder
 
 RENAMES = [
@@ -97,14 +97,16 @@ def test_encoder_equals_upstream(upstream, twin):
     assert (ours - upstream.image_encoder(pixels)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("least_pixels", [1, 65])  # folded, and as SAM's own decoder computes it
 @torch.no_grad()
-def test_decoding_equals_upstream(upstream, twin):
+def test_decoding_equals_upstream(upstream, twin, least_pixels, monkeypatch):
     """N prompts over three images in one call, against upstream's one call per image."""
+    monkeypatch.setattr(folded_decoder, "LEAST_PIXELS", least_pixels)
     encoder = PromptEncoder(24, twin.prompt_encoder)
     prompts, embeddings = encoder(torch.randn(5, 24)), torch.randn(3, 32, 8, 8)
     image = torch.tensor([0, 0, 1, 2, 2])
     masks, quality = segmentation.decode(
-        twin.mask_decoder, prompts, (embeddings + encoder.dense())[image], encoder.image_positions()
+        twin.mask_decoder, prompts, embeddings + encoder.dense(), image, encoder.image_positions()
     )
     assert masks.shape == (5, 32, 32) and quality.shape == (5,)
     position = upstream.prompt_encoder.get_dense_pe()
@@ -122,6 +124,39 @@ def test_decoding_equals_upstream(upstream, twin):
         assert expected.abs().max() > 0.1
         assert (masks[mine] - expected[:, 0]).abs().max() < 1e-4 * max(1, expected.abs().max())
         assert (quality[mine] - expected_quality[:, 0]).abs().max() < 1e-4 * max(1, expected_quality.abs().max())
+
+
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_the_folded_decoder_is_the_decoder(twin, num_images, monkeypatch):
+    """Masks, quality, and the gradients of prompts and weights; every weight takes part in the backward pass."""
+    decoder = twin.mask_decoder
+    images, positions = torch.randn(num_images, 32, 8, 8), torch.randn(1, 32, 8, 8)
+    image_of = torch.arange(5) * num_images // 5
+    found = []
+    for least in (65, 1):
+        monkeypatch.setattr(folded_decoder, "LEAST_PIXELS", least)
+        assert folded_decoder.can_fold(decoder, 64) == (least == 1)
+        prompts = torch.randn(5, 32, generator=torch.Generator().manual_seed(3), requires_grad=True)
+        masks, quality = segmentation.decode(decoder, prompts, images, image_of, positions)
+        decoder.zero_grad()
+        ((masks * torch.linspace(-1, 1, 32)).sum() + quality.sum()).backward()
+        gradients = {name: p.grad.clone() for name, p in decoder.named_parameters()}
+        found.append({"masks": masks, "quality": quality, "prompts": prompts.grad, **gradients})
+    one, other = found
+    assert one.keys() == other.keys() and len(one) > 50
+    for name, value in one.items():
+        scale = max(1.0, value.abs().max().item())
+        assert (value - other[name]).abs().max() < 1e-5 * scale, name
+
+
+def test_weights_that_come_and_go_are_not_folded(twin):
+    decoder = twin.mask_decoder
+    assert folded_decoder.can_fold(decoder, 4096)
+    decoder._hf_hook = "moves the weights"
+    assert not folded_decoder.can_fold(decoder, 4096)
+    del decoder._hf_hook
+    decoder.iou_token.weight.ds_id = 0
+    assert not folded_decoder.can_fold(decoder, 4096)
 
 
 def test_rescaled_states_have_mean_zero_and_deviation_one(twin):

@@ -229,7 +229,9 @@ def test_full_size_vit_b_equals_upstream_layer_by_layer(segment_anything, tmp_pa
         multimask_output=False,
     )  # fmt: skip
     positions = PromptEncoder(8, ours.prompt_encoder).image_positions()
-    masks, _ = segmentation.decode(ours.mask_decoder, prompt, embedding + dense, positions)
+    masks, _ = segmentation.decode(
+        ours.mask_decoder, prompt, embedding + dense, torch.zeros(1, dtype=torch.int64), positions
+    )
     close(masks, low[:, 0])
     _, geometry = sam_pixels(Image.new("RGB", (640, 480)), 1024)
     expected = upstream.postprocess_masks(low, input_size=geometry.resized, original_size=(480, 640))
