@@ -24,7 +24,8 @@ from aura.data.processor import ProcessedSample, Processor, SegTarget
 from aura.datagen.offline.generator import generate_conversations
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.sources import load_cocoa_cls
-from aura.mini.benchmark import annotation_file, load_backgrounds, load_cutouts, write_mini
+from aura.mini.benchmark import annotation_file, write_mini
+from aura.mini.pictures import load_backgrounds, load_cutouts
 from aura.model import AuraConfig, AuraModel
 from aura.plan import Workload, describe
 from aura.plan.architectures import tiny_architecture

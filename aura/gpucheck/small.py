@@ -53,7 +53,7 @@ def _batch(lab: Lab, processor: Any, count: int = 2) -> tuple[Batch, list[list[i
     samples = models.mini_samples(lab.folder, 4)[:count]
     chosen = [(sample, sample.conversations[:3]) for sample in samples]
     sample, conversations = chosen[0]
-    tokens = [processor.conversation(conversation, sample.image_id) for conversation in conversations]
+    tokens = [processor.text.conversation(conversation, sample.image_id) for conversation in conversations]
     prompts = [each.input_ids[: answer_starts(each)[0]] for each in tokens]
     return collate([processor(sample, None, some) for sample, some in chosen]), prompts
 

@@ -31,7 +31,7 @@ def largest_workload(samples: Sequence[Sample], processor: Processor, config: Co
         lengths = []
         for conversation in sample.conversations:
             try:
-                lengths.append(processor.conversation(conversation, sample.image_id))
+                lengths.append(processor.text.conversation(conversation, sample.image_id))
             except ValueError:  # a record that the run will refuse or leave out
                 continue
         lengths.sort(key=lambda one: len(one.input_ids), reverse=True)
@@ -47,7 +47,7 @@ def largest_workload(samples: Sequence[Sample], processor: Processor, config: Co
         images=config.train.micro_batch_size,
         conversations=1,
         prompt_tokens=0,
-        text_tokens=max(1, length - processor.num_image_tokens),
+        text_tokens=max(1, length - processor.text.num_image_tokens),
         answer_tokens=targets,
         objects=objects,
         height=height,

@@ -45,8 +45,18 @@ _LLAMA_FIELDS = (
     "bos_token_id",
     "eos_token_id",
 )
-_PROJECTOR = "model.mm_projector."
-_NEW_PROJECTOR = "model.multi_modal_projector."
+# How names begin in transformers and in an original checkpoint; the rest of a name is the same in both.
+_NAMES = {
+    "model.language_model.": "model.",  # embed_tokens, layers, norm
+    "lm_head.": "lm_head.",
+}
+_NAMES_V1 = _NAMES | {
+    "model.multi_modal_projector.linear_1.": "model.mm_projector.",  # linear_2 is the identity and in no file
+}
+_NAMES_V15 = _NAMES | {
+    "model.multi_modal_projector.linear_1.": "model.mm_projector.0.",
+    "model.multi_modal_projector.linear_2.": "model.mm_projector.2.",
+}
 _SETTING = "model.mllm"
 _TOWER_SIZES = {"clip-vit-large-patch14": 224, "clip-vit-large-patch14-336": 336}
 
@@ -235,15 +245,15 @@ def llava_from_v1_state(
     Raises:
         ValueError: A tensor of another shape than ``config`` implies.
     """
-    two_layers = f"{_PROJECTOR}0.weight" in state
+    two_layers = "model.mm_projector.0.weight" in state
     llava: Any = _empty_llava(v1_config(config, state, vision_tower, two_layers=two_layers))
     llava.model.vision_tower = _cast(vision_tower, dtype)
-    wanted = {_v1_name(name, two_layers): name for name, tensor in llava.named_parameters() if tensor.is_meta}
     if not two_layers:
         rows = llava.config.text_config.hidden_size
-        _assign(llava, f"{_NEW_PROJECTOR}linear_2.weight", torch.eye(rows, dtype=dtype))
-        _assign(llava, f"{_NEW_PROJECTOR}linear_2.bias", torch.zeros(rows, dtype=dtype))
-        wanted = {key: name for key, name in wanted.items() if not name.startswith(f"{_NEW_PROJECTOR}linear_2")}
+        _assign(llava, "model.multi_modal_projector.linear_2.weight", torch.eye(rows, dtype=dtype))
+        _assign(llava, "model.multi_modal_projector.linear_2.bias", torch.zeros(rows, dtype=dtype))
+    names = _NAMES_V15 if two_layers else _NAMES_V1
+    wanted = {original_name(name, names): name for name, tensor in llava.named_parameters() if tensor.is_meta}
     unexpected = []
     for key in state:
         if _ignored(key):
@@ -287,13 +297,10 @@ def v1_config(
     return described
 
 
-def _v1_name(name: str, two_layers: bool) -> str:
-    """The original name of a parameter of ``LlavaForConditionalGeneration``."""
-    if name.startswith(_NEW_PROJECTOR):
-        numbers = {"linear_1": "0.", "linear_2": "2."} if two_layers else {"linear_1": "", "linear_2": "identity."}
-        layer, _, kind = name.removeprefix(_NEW_PROJECTOR).partition(".")
-        return f"{_PROJECTOR}{numbers[layer]}{kind}"
-    return name.replace("model.language_model.", "model.")
+def original_name(name: str, names: Mapping[str, str]) -> str:
+    """The name in an original checkpoint of a parameter of ``LlavaForConditionalGeneration``."""
+    prefix = next(prefix for prefix in names if name.startswith(prefix))
+    return names[prefix] + name.removeprefix(prefix)
 
 
 def _ignored(name: str) -> bool:
