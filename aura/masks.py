@@ -52,8 +52,8 @@ def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> BoolMa
     """Rasterise polygons as COCO does: the union of their insides, bool [H, W].
 
     Args:
-        polygons: A list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, or **one** such flat list (COCOA, and some
-            COCOA-cls exports: external format section 6).
+        polygons: A list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, or **one** such flat list as in COCOA
+            (``docs/formats.md``).
         height, width: Size of the image.
 
     Raises:
@@ -73,24 +73,6 @@ def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> BoolMa
     return np.ascontiguousarray(coco_mask.decode(coco_mask.merge(parts))).view(bool)
 
 
-def segmentation_to_mask(segmentation: Any, height: int, width: int) -> BoolMask:
-    """Any COCO ``segmentation`` value (RLE, list of polygons, one flat polygon) as a bool mask [H, W].
-
-    Raises:
-        ValueError: The value is none of these, or an RLE has another size than the image.
-    """
-    if isinstance(segmentation, Mapping):
-        mask = decode_rle(segmentation)
-        if mask.shape != (height, width):
-            raise ValueError(
-                f"the RLE's size is {mask.shape[0]} x {mask.shape[1]} (height x width), the image's {height} x {width}"
-            )
-        return mask
-    if isinstance(segmentation, (list, tuple)):
-        return polygons_to_mask(segmentation, height, width)
-    raise ValueError(f"a segmentation is an RLE or a list of polygons, not {type(segmentation).__name__}")
-
-
 def mask_area(mask: NDArray[Any]) -> int:
     """Number of pixels inside the mask [H, W]."""
     return int(np.count_nonzero(mask))
@@ -103,17 +85,6 @@ def mask_to_bbox(mask: NDArray[Any]) -> list[float]:
         return [0.0, 0.0, 0.0, 0.0]
     x, y = int(columns[0]), int(rows[0])
     return [float(x), float(y), float(columns[-1] - x + 1), float(rows[-1] - y + 1)]
-
-
-def check_visible_within_amodal(visible: NDArray[Any], amodal: NDArray[Any]) -> int:
-    """Number of visible pixels outside the amodal mask (0 where all is well); both [H, W].
-
-    Raises:
-        ValueError: The masks differ in size.
-    """
-    if visible.shape != amodal.shape:
-        raise ValueError(f"the visible mask is {list(visible.shape)}, the amodal mask {list(amodal.shape)}")
-    return int(np.count_nonzero(visible.astype(bool) & ~amodal.astype(bool)))
 
 
 def _compressed(rle: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,6 @@ SEG_TOKEN = "[SEG]"
 IMAGE_TOKEN = "<image>"
 RESERVED_TOKENS = (IMAGE_TOKEN, "<im_start>", "<im_end>", "<im_patch>", "<s>", "</s>")
 """Texts that stand for something else than themselves whatever the tokenizer; its own special tokens come on top."""
-IGNORE_INDEX = -100
 
 Rle = dict[str, Any]
 """COCO run-length encoding: ``{"size": [height, width], "counts": str}``."""

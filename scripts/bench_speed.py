@@ -75,7 +75,7 @@ class Bench:
         return [
             [
                 tokens.input_ids[: answer_starts(tokens)[0]]
-                for tokens in (self.processor.conversation(c, sample.image_id) for c in sample.conversations)
+                for tokens in (self.processor.text.conversation(c, sample.image_id) for c in sample.conversations)
             ]
             for sample in self.samples
         ]

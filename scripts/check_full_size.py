@@ -34,7 +34,8 @@ from transformers.initialization import no_init_weights
 from aura.config import LossSettings, ModelSettings
 from aura.data.collate import collate
 from aura.data.photos import open_photo
-from aura.data.processor import Processor, load_tokenizer
+from aura.data.processor import Processor
+from aura.data.tokenization import load_tokenizer
 from aura.files import write_json, write_text
 from aura.geometry import to_image
 from aura.losses import AuraCriterion
@@ -67,9 +68,9 @@ def build(config: AuraConfig, processor: Processor) -> AuraModel:
     llava_config = config.llava_config
     # The released vocabulary; a tokenizer with fewer tokens leaves rows unused, as padding does.
     text = llava_config.text_config
-    text.vocab_size = max(text.vocab_size, len(processor.tokenizer))
-    llava_config.image_token_index = processor.image_token_id
-    config.seg_token_id, config.eos_token_id = processor.seg_token_id, processor.eos_token_id
+    text.vocab_size = max(text.vocab_size, len(processor.text.tokenizer))
+    llava_config.image_token_index = processor.text.image_token_id
+    config.seg_token_id, config.eos_token_id = processor.text.seg_token_id, processor.text.eos_token_id
     with no_init_weights():  # allocated, never written: the pattern is the first to touch it
         text.dtype, llava_config.vision_config.dtype = torch.bfloat16, torch.float32
         with default_dtype(torch.bfloat16):
@@ -245,7 +246,7 @@ def run(options: argparse.Namespace, console: Console) -> bool:
         "scale": options.scale,
         "image": f"{picture.width} x {picture.height}, {'generated' if options.image is None else 'a photograph'}",
         "tokens": batch.input_ids.shape[1],
-        "vocabulary": f"{config.get_text_config().vocab_size} rows, tokenizer of {len(processor.tokenizer)}",
+        "vocabulary": f"{config.get_text_config().vocab_size} rows, tokenizer of {len(processor.text.tokenizer)}",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "weights": f"{sum(p.nbytes for p in model.parameters()) / GIB:.2f} GiB",
         "all of it": f"{time.perf_counter() - began:.0f} s, {torch.get_num_threads()} threads, {platform.machine()}, "

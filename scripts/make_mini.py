@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from aura.mini.benchmark import MiniSummary, load_backgrounds, load_cutouts, write_mini
+from aura.mini.benchmark import MiniSummary, write_mini
+from aura.mini.pictures import load_backgrounds, load_cutouts
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

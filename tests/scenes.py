@@ -6,7 +6,7 @@ import numpy as np
 
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
-from aura.mini.benchmark import Scene
+from aura.mini.scenes import Scene
 from aura.targets import occlusion_rate
 from aura.types import AmodalObject
 

@@ -9,7 +9,6 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from aura.masks import (
-    check_visible_within_amodal,
     decode_rle,
     encode_rle,
     mask_area,
@@ -17,7 +16,6 @@ from aura.masks import (
     polygons_to_mask,
     rle_area,
     rle_bbox,
-    segmentation_to_mask,
 )
 
 # . X X .
@@ -100,7 +98,6 @@ def test_polygons_nested_or_flat() -> None:
     expected[1:3, 1:4] = True
     np.testing.assert_array_equal(polygons_to_mask([square], 5, 6), expected)
     np.testing.assert_array_equal(polygons_to_mask(square, 5, 6), expected)
-    np.testing.assert_array_equal(segmentation_to_mask(square, 5, 6), expected)
     two = polygons_to_mask([square, [4, 3, 6, 3, 6, 5, 4, 5]], 5, 6)
     expected[3:5, 4:6] = True
     np.testing.assert_array_equal(two, expected)
@@ -120,24 +117,7 @@ def test_bad_polygons(polygons: list[Any], problem: str) -> None:
         polygons_to_mask(polygons, 5, 6)
 
 
-def test_a_segmentation_is_an_rle_or_polygons_of_the_image_s_size() -> None:
-    np.testing.assert_array_equal(segmentation_to_mask(encode_rle(HAND), 3, 4), HAND)
-    with pytest.raises(ValueError, match=r"3 x 4.*4 x 3"):
-        segmentation_to_mask(encode_rle(HAND), 4, 3)
-    with pytest.raises(ValueError, match="not str"):
-        segmentation_to_mask("abc", 4, 3)
-
-
 def test_boxes_of_edges_and_of_nothing() -> None:
     assert mask_to_bbox(HAND) == [1, 0, 3, 2]
     assert mask_to_bbox(np.ones((2, 3), bool)) == [0, 0, 3, 2]
     assert mask_to_bbox(np.zeros((2, 3), bool)) == [0, 0, 0, 0]
-
-
-def test_visible_pixels_outside_the_amodal_mask_are_counted() -> None:
-    visible = HAND.copy()
-    assert check_visible_within_amodal(visible, HAND) == 0
-    visible[2, :3] = True
-    assert check_visible_within_amodal(visible, HAND) == 3
-    with pytest.raises(ValueError, match="visible mask is"):
-        check_visible_within_amodal(visible.T, HAND)

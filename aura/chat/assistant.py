@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import Cache
 
-from aura.data.answers import AnswerText, object_names
+from aura.data.answers import object_names
 from aura.data.photos import open_photo
 from aura.data.processor import SETTINGS_FILE, Processor
 from aura.devices import check_bf16, check_build, inference_dtype
@@ -56,7 +56,7 @@ class Assistant:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")
         for name in ("seg_token_id", "eos_token_id", "image_token_id", "num_image_tokens"):
-            wanted, found = getattr(model.config, name), getattr(processor, name)
+            wanted, found = getattr(model.config, name), getattr(processor.text, name)
             if wanted != found:
                 raise ValueError(
                     f"the model's {name} is {wanted}, the processor's is {found}; they do not belong together"
@@ -176,15 +176,16 @@ class ChatSession:
 
         Whatever interrupts it (also Ctrl-C) leaves the conversation as it was before the question.
         """
-        question = self.processor.defuse(question)
-        new = self.processor.followup(question, closed=False) if self._ids else self.processor.start_prompt(question)
+        question = self.processor.text.defuse(question)
+        prompts = self.processor.text
+        new = prompts.followup(question, closed=False) if self._ids else prompts.start_prompt(question)
         ids = [*self._ids, *new]
         # Tokens of the conversation that the model has not read yet: the question, and whatever ended the last answer.
         seen = self._cache.get_seq_length() if self._cache is not None else 0
         room = self._room_after(ids)
         # The cache grows in place, and an interruption may leave its layers unequal: it counts again once all is done.
         cache, self._cache = self._cache, None
-        text = AnswerText(self.processor.tokenizer, self.processor.seg_token_id)
+        text = self.processor.text.new_answer()
 
         def on_token(token_id: int) -> None:
             piece = text.push(token_id)

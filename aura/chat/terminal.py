@@ -20,7 +20,8 @@ from rich.text import Text
 
 from aura.chat.assistant import Assistant, ChatSession, reply_record
 from aura.data.photos import open_photo
-from aura.drawing.visualize import colour_of, overlay
+from aura.drawing.typesetting import colour_of
+from aura.drawing.visualize import overlay
 from aura.files import write_bytes, write_json
 from aura.types import Reply, ReplyObject
 

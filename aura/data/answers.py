@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aura.types import SEG_TOKEN
@@ -31,9 +30,9 @@ _PARENTHESIS = re.compile(r"\([^()]*\)")
 class AnswerText:
     """Decodes an answer while it is written.
 
-    ``push`` takes the tokens one by one and returns the text that became certain; all pieces joined are ``text``, and
-    what a decoder that saw all tokens at once would give. Nothing is taken back: an unfinished character (byte
-    fallback) and white space wait for what follows, and never come if nothing does.
+    ``push`` takes tokens, one or many, and returns the text that became certain. All pieces joined are ``text``,
+    however the tokens are cut. Nothing is taken back: an unfinished character (byte fallback) and white space wait for
+    what follows, and never come if nothing does.
 
     The text shows the answer's words and, for the ``[SEG]`` token, ``[SEG]`` with a space before it; every other
     special token is dropped.
@@ -49,16 +48,21 @@ class AnswerText:
         self._ids: list[int] = []  # tokens after it
         self.text = ""
 
-    def push(self, token_id: int) -> str:
-        """The text that is certain after this token and was not before it; often empty, never taken back."""
-        if token_id == self._seg:
-            self._before = f"{self.text} {SEG_TOKEN}".lstrip()
-            self._ids = []
-        elif token_id not in self._dropped:
-            self._ids.append(token_id)
-        piece = (self._before + self._words())[len(self.text) :]
-        self.text += piece
-        return piece
+    def push(self, *token_ids: int) -> str:
+        """The text that is certain after these tokens and was not before them; often empty, never taken back."""
+        known = len(self.text)
+        for token_id in token_ids:
+            if token_id == self._seg:
+                self._settle()
+                self._before = f"{self.text} {SEG_TOKEN}".lstrip()
+                self._ids = []
+            elif token_id not in self._dropped:
+                self._ids.append(token_id)
+        self._settle()
+        return self.text[known:]
+
+    def _settle(self) -> None:
+        self.text += (self._before + self._words())[len(self.text) :]
 
     def _words(self) -> str:
         words = ""
@@ -70,14 +74,6 @@ class AnswerText:
         # Letters that happen to spell the mark are not the [SEG] token: a reply has one object per mark.
         words = words.replace(SEG_TOKEN, SEG_TOKEN[:-1]).rstrip(_BROKEN).strip()
         return f" {words}" if words and self._before and words[0] not in _CLOSING else words
-
-
-def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], seg_token_id: int) -> str:
-    """The text of a whole answer (see :class:`AnswerText`)."""
-    text = AnswerText(tokenizer, seg_token_id)
-    for token_id in token_ids:
-        text.push(token_id)
-    return text.text
 
 
 def object_names(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from aura.data.answers import AnswerText
 from aura.data.templates import get_template, render, render_followup
 from aura.data.tokenization import IM_END, IM_START, encode, prepare_tokenizer, token_id
 from aura.types import IMAGE_TOKEN, SEG_TOKEN, Conversation, Turn
@@ -35,7 +36,7 @@ class TokenizedConversation:
 class ConversationTokenizer:
     """A tokenizer that knows the prompt template, the image's place and ``[SEG]``.
 
-    Args: as :class:`aura.data.processor.Processor`. The tokenizer is prepared in place.
+    Args: as :class:`aura.data.processor.Processor`. ``tokenizer`` is prepared in place.
     """
 
     def __init__(
@@ -101,17 +102,13 @@ class ConversationTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """An answer's text with ``[SEG]`` marks, without ``</s>``; the inverse of tokenising a clean answer."""
-        pieces: list[list[int]] = [[]]
-        for token in ids:
-            if token == self.seg_token_id:
-                pieces.append([])
-            elif token != self.eos_token_id:
-                pieces[-1].append(token)
-        text, *rest = (str(self.tokenizer.decode(p, skip_special_tokens=True)).strip() for p in pieces)
-        for piece in rest:
-            joint = "" if not piece or re.match(r"[.,;:!?)\]'’\"]", piece) else " "
-            text += f"{' ' if text else ''}{SEG_TOKEN}{joint}{piece}"
-        return text
+        answer = self.new_answer()
+        answer.push(*ids)
+        return answer.text
+
+    def new_answer(self) -> AnswerText:
+        """An empty answer, to be read token by token."""
+        return AnswerText(self.tokenizer, self.seg_token_id)
 
     def conversation(self, conversation: Conversation, image_id: int | None = None) -> TokenizedConversation:
         """Tokenise a whole conversation; labels come from character spans and token offsets.

@@ -25,13 +25,12 @@ from aura.data.images import (
     CLIP_STD,
     ClipResize,
     clip_pixels,
-    clip_preprocessing,
     image_size,
     load_image,
     sam_geometry,
     sam_pixels,
 )
-from aura.data.tokenization import load_tokenizer, prepare_tokenizer
+from aura.data.tokenization import load_tokenizer
 from aura.files import write_json
 from aura.masks import decode_rle
 from aura.types import (
@@ -42,21 +41,6 @@ from aura.types import (
     Sample,
     SegRecord,
 )
-
-__all__ = [
-    "ImageInputs",
-    "ProcessedSample",
-    "Processor",
-    "SegTarget",
-    "TokenizedConversation",
-    "clip_pixels",
-    "clip_preprocessing",
-    "load_image",
-    "load_tokenizer",
-    "prepare_tokenizer",
-    "sam_geometry",
-    "sam_pixels",
-]
 
 SETTINGS_FILE = "aura_processor.json"
 
@@ -99,12 +83,14 @@ class ProcessedSample:
     clip_features: torch.Tensor | None = None  # [T, C]
 
 
-class Processor(ConversationTokenizer):
-    """Everything between files and tensors; the text's side is in :class:`ConversationTokenizer`.
+class Processor:
+    """Everything between files and tensors: :meth:`image` for pictures, ``text`` for words, a call for whole samples.
+
+    ``text`` is a :class:`ConversationTokenizer`: prompts, conversations and answers as token ids.
 
     Args:
         tokenizer: The language model's tokenizer; ``[SEG]`` and the image tokens are added to it **in place**, so
-            resize the embeddings to ``len(processor.tokenizer)`` rows afterwards.
+            resize the embeddings to ``len(processor.text.tokenizer)`` rows afterwards.
         sam_image_size: Side S of SAM's input in pixels.
         clip_image_size: Side P of CLIP's input in pixels.
         num_image_tokens: Tokens that one image occupies in the language model (CLIP's patches).
@@ -132,7 +118,7 @@ class Processor(ConversationTokenizer):
     ) -> None:
         if clip_resize not in CLIP_RESIZES:
             raise ValueError(f"clip_resize must be one of {', '.join(CLIP_RESIZES)}, got {clip_resize!r}")
-        super().__init__(
+        self.text = ConversationTokenizer(
             tokenizer,
             num_image_tokens=num_image_tokens,
             prompt_template=prompt_template,
@@ -145,16 +131,14 @@ class Processor(ConversationTokenizer):
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that make an equal processor."""
-        names = (
-            "sam_image_size clip_image_size num_image_tokens prompt_template max_length use_im_start_end "
-            "clip_mean clip_std clip_resize"
-        )
-        return {name: getattr(self, name) for name in names.split()}
+        pictures = ("sam_image_size", "clip_image_size", "clip_mean", "clip_std", "clip_resize")
+        words = ("num_image_tokens", "prompt_template", "max_length", "use_im_start_end")
+        return {name: getattr(self, name) for name in pictures} | {name: getattr(self.text, name) for name in words}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer's files and ``aura_processor.json``."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(str(folder))
+        self.text.tokenizer.save_pretrained(str(folder))
         write_json(Path(folder) / SETTINGS_FILE, self.settings, indent=2)
 
     @classmethod
@@ -196,7 +180,7 @@ class Processor(ConversationTokenizer):
 
         Raises:
             ValueError: An image that is missing, undecodable or of another size than annotated, no conversation, or
-                anything :meth:`conversation` refuses; named by file, image and conversation.
+                anything :meth:`ConversationTokenizer.conversation` refuses; named by file, image and conversation.
         """
         conversations = sample.conversations if conversations is None else conversations
         context = f"image {sample.image_id}: "
@@ -217,7 +201,7 @@ class Processor(ConversationTokenizer):
             record = SegRecord(sample.image_id, conversation.id, turn, index, obj.id, obj.category)
             return SegTarget(record, rows[obj.id], obj.occlusion_rate)
 
-        tokenized = tuple(self.conversation(c, sample.image_id) for c in conversations)
+        tokenized = tuple(self.text.conversation(c, sample.image_id) for c in conversations)
         processed = ProcessedSample(
             image_id=sample.image_id,
             geometry=sam_geometry(height, width, self.sam_image_size),

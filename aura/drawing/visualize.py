@@ -18,9 +18,7 @@ from PIL import Image, ImageDraw
 from aura.drawing.typesetting import (
     FAINT,
     LINE,
-    PALETTE,
     PAPER,
-    Colour,
     Word,
     colour_of,
     draw_bar,
@@ -31,8 +29,6 @@ from aura.drawing.typesetting import (
     text_width,
     words,
 )
-
-__all__ = ["PALETTE", "Colour", "SheetRow", "colour_of", "contact_sheet", "overlay"]
 
 Pixels = NDArray[np.float32]
 WHITE: Pixels = np.full(3, 255, np.float32)

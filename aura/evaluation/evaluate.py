@@ -148,7 +148,7 @@ def _read_answers(
     output = model(batch)
 
     turns = [key for p in processed for c in p.conversations for key in _supervised_turns(c)]
-    written = (output.text_logits.argmax(-1) == processor.seg_token_id).tolist()
+    written = (output.text_logits.argmax(-1) == processor.text.seg_token_id).tolist()
     counts = Counter(key for key, is_seg in zip(turns, written, strict=True) if is_seg)
     answers: list[Answers] = []
     for b, (sample, p) in enumerate(zip(samples, processed, strict=True)):
@@ -170,7 +170,7 @@ def _write_answers(
     """The model's own answer to every question about one image, all generated together."""
     prompts: dict[TurnKey, list[int]] = {}
     for conversation in sample.conversations:
-        tokens = processor.conversation(conversation, sample.image_id)
+        tokens = processor.text.conversation(conversation, sample.image_id)
         starts = answer_starts(tokens)
         prompts |= {(conversation.id, turn): tokens.input_ids[:start] for turn, start in enumerate(starts)}
     generations = model.generate_answers(
@@ -183,7 +183,7 @@ def _write_answers(
     for key, generation in zip(prompts, generations, strict=True):
         count = len(generation.seg_hidden)
         pairs = {index: next(masks) for index in range(count)}
-        answers[key] = PredictedAnswer(pairs, count, processor.decode(generation.token_ids))
+        answers[key] = PredictedAnswer(pairs, count, processor.text.decode(generation.token_ids))
     return answers
 
 

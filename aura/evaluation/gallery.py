@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from aura.data.processor import load_image
+from aura.data.images import load_image
 from aura.drawing.visualize import SheetRow, ShownObject, contact_sheet
 from aura.evaluation.metrics import score_object
 from aura.evaluation.scoring import PredictedAnswer, TurnKey

@@ -6,7 +6,7 @@
     OUT/annotations/mini_{split}_cocoa_cls.json          ``file_name`` is relative to OUT/images/{split}
     OUT/mini.json                                        how it was made; written last, so its presence means complete
 
-and nothing after it knows that the images were composed (external format section 6.1).
+and nothing after it knows that the images were composed.
 """
 
 from __future__ import annotations
@@ -28,26 +28,9 @@ from PIL import Image
 
 from aura.files import write_json
 from aura.masks import encode_rle, mask_area, mask_to_bbox
-from aura.mini.pictures import DEFAULT_ASSETS, load_backgrounds, load_cutouts, split_backgrounds
+from aura.mini.pictures import DEFAULT_ASSETS, split_backgrounds
 from aura.mini.scenes import COMPOSER_VERSION, MIN_FILL, Background, Cutout, Scene, SceneObject, compose_scene
 from aura.targets import rate_from_areas
-
-__all__ = [
-    "DEFAULT_ASSETS",
-    "SPLITS",
-    "Background",
-    "Cutout",
-    "MiniSummary",
-    "Scene",
-    "SceneObject",
-    "compose_scene",
-    "load_backgrounds",
-    "load_cutouts",
-    "scene_rng",
-    "scene_stream",
-    "split_backgrounds",
-    "write_mini",
-]
 
 SPLITS = ("train", "val", "test", "pretrain")
 WRITTEN_SPLITS = SPLITS[:3]

@@ -102,7 +102,7 @@ def rescale_states(model: AuraModel, batches: Iterable[Batch], quiet: bool = Fal
 def word_embeddings(model: AuraModel, processor: Processor, words: Sequence[str]) -> torch.Tensor:
     """The input embedding of each word after a space, the mean of its tokens: float32 [Y, H]."""
     embed = model.mllm.language_model.get_input_embeddings()
-    ids = [processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    ids = [processor.text.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
     return torch.stack([embed(torch.tensor(i, device=model.device)).float().mean(0) for i in ids])
 
 

@@ -12,8 +12,9 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
-from aura.data.processor import Processor, clip_preprocessing, load_tokenizer, prepare_tokenizer
-from aura.data.tokenization import complete_v1_tokenizer
+from aura.data.images import clip_preprocessing
+from aura.data.processor import Processor
+from aura.data.tokenization import complete_v1_tokenizer, load_tokenizer, prepare_tokenizer
 from aura.model.aura import AuraModel
 from aura.model.configuration import AuraConfig
 from aura.model.quantize import check_quantization
@@ -176,10 +177,10 @@ def _assemble(
             **_clip_settings(clip_folder, clip_image_size),
         },
     )
-    rows = add_tokens(llava, len(processor.tokenizer), *(() if knows_seg else (processor.seg_token_id,)))
-    llava.config.image_token_index = processor.image_token_id
-    config.llava_config, config.seg_token_id = llava.config, processor.seg_token_id
-    config.eos_token_id = processor.eos_token_id
+    rows = add_tokens(llava, len(processor.text.tokenizer), *(() if knows_seg else (processor.text.seg_token_id,)))
+    llava.config.image_token_index = processor.text.image_token_id
+    config.llava_config, config.seg_token_id = llava.config, processor.text.seg_token_id
+    config.eos_token_id = processor.text.eos_token_id
 
     model: Any = AuraModel(config, llava=llava, sam=sam)
     model = model.to(dtype)

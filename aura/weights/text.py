@@ -10,8 +10,8 @@ from transformers import LlavaConfig
 
 from aura.config import DataSettings, ModelSettings
 from aura.data.conversations import ConversationTokenizer
-from aura.data.processor import Processor, load_tokenizer
-from aura.data.tokenization import complete_v1_tokenizer
+from aura.data.processor import Processor
+from aura.data.tokenization import complete_v1_tokenizer, load_tokenizer
 from aura.model.configuration import AuraConfig
 from aura.weights.files import read_config
 from aura.weights.lisa import is_lisa
@@ -29,7 +29,8 @@ def load_text_side(settings: ModelSettings, data: DataSettings) -> ConversationT
         return _of_backbones(settings, data)
     if not Path(start).is_dir():
         raise ValueError(f"model.init_from: {start} does not exist; give the export of an AURA run or LISA's folder")
-    return Processor.from_pretrained(start, max_length=data.max_length, prompt_template=settings.prompt_template)
+    changes = {"max_length": data.max_length, "prompt_template": settings.prompt_template}
+    return Processor.from_pretrained(start, **changes).text
 
 
 def _of_backbones(settings: ModelSettings, data: DataSettings) -> ConversationTokenizer:

@@ -43,7 +43,7 @@ def processor(tiny_tokenizer) -> Processor:
 @pytest.fixture
 def assistant(tiny_model, processor) -> Assistant:
     """All states, caches and masks are the tiny model's own."""
-    tiny_model.config.seg_token_id = processor.seg_token_id
+    tiny_model.config.seg_token_id = processor.text.seg_token_id
     return Assistant(tiny_model, processor, max_new_tokens=60)
 
 
@@ -51,7 +51,7 @@ def make_it_say(assistant: Assistant, *answers: str) -> None:
     ids: list[int] = []
     for answer in answers:
         text = " " + answer.replace(" [SEG]", "[SEG]")
-        ids += [*assistant.processor.tokenizer(text, add_special_tokens=False)["input_ids"], 2]
+        ids += [*assistant.processor.text.tokenizer(text, add_special_tokens=False)["input_ids"], 2]
     assistant.model.mllm.lm_head = Script(322, ids)
 
 
@@ -127,23 +127,23 @@ def test_rounds_with_the_cache_equal_rounds_from_scratch(assistant, image):
     assert cached._ids == fresh._ids
     assert [q for q, _ in cached.turns] == questions
 
-    conversation = assistant.processor.start_prompt(questions[0]) + encoded(assistant, ANSWERS[0])
-    conversation += assistant.processor.followup(questions[1]) + encoded(assistant, ANSWERS[1])
-    conversation += assistant.processor.followup(questions[2]) + encoded(assistant, ANSWERS[2])
+    conversation = assistant.processor.text.start_prompt(questions[0]) + encoded(assistant, ANSWERS[0])
+    conversation += assistant.processor.text.followup(questions[1]) + encoded(assistant, ANSWERS[1])
+    conversation += assistant.processor.text.followup(questions[2]) + encoded(assistant, ANSWERS[2])
     assert [*cached._ids, 2] == conversation, "the model reads what it read in training"
 
 
 def encoded(assistant, answer) -> list[int]:
     text = " " + answer.replace(" [SEG]", "[SEG]")
-    return [*assistant.processor.tokenizer(text, add_special_tokens=False)["input_ids"], 2]
+    return [*assistant.processor.text.tokenizer(text, add_special_tokens=False)["input_ids"], 2]
 
 
 @pytest.mark.parametrize("seg_state", ["before", "at"])
 def test_free_generation_with_the_cache_equals_generation_from_scratch(assistant, image, seg_state):
     assistant.model.config.seg_state, assistant.max_new_tokens = seg_state, 20
     with torch.no_grad():  # make the random model fond of [SEG], and of the image's placeholder, which it must not say
-        assistant.model.mllm.lm_head.weight[assistant.processor.seg_token_id] *= 3
-        assistant.model.mllm.lm_head.weight[assistant.processor.image_token_id] *= 4
+        assistant.model.mllm.lm_head.weight[assistant.processor.text.seg_token_id] *= 3
+        assistant.model.mllm.lm_head.weight[assistant.processor.text.image_token_id] *= 4
     cached, fresh = assistant.conversation(image), assistant.conversation(image)
     objects = 0
     for question in ("What could I ride?", "And eat?", "What is there?"):
@@ -215,7 +215,7 @@ def test_reserved_words_in_a_question_are_harmless(assistant, image, question):
     assert len(chat.ask(question).objects) == 2
     chat.ask(question)
     assert chat._ids.count(4) == 4, "the image stands once"
-    assert chat._ids.count(assistant.processor.seg_token_id) == 2
+    assert chat._ids.count(assistant.processor.text.seg_token_id) == 2
 
 
 def test_an_empty_question_and_a_full_conversation_are_errors_that_change_nothing(assistant, image):
@@ -337,7 +337,7 @@ def test_what_this_machine_does_not_have_is_an_error(export, arguments):
 
 
 def test_a_model_and_a_processor_of_different_kinds_are_refused(tiny_model, processor):
-    tiny_model.config.seg_token_id = processor.seg_token_id + 1
+    tiny_model.config.seg_token_id = processor.text.seg_token_id + 1
     with pytest.raises(ValueError, match=r"seg_token_id is \d+, the processor's is \d+"):
         Assistant(tiny_model, processor)
 

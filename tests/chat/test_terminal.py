@@ -25,7 +25,7 @@ SPEC.loader.exec_module(chat)
 @pytest.fixture
 def assistant(tiny_model, tiny_tokenizer) -> Assistant:
     processor = Processor(tiny_tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4)
-    tiny_model.config.seg_token_id = processor.seg_token_id
+    tiny_model.config.seg_token_id = processor.text.seg_token_id
     return Assistant(tiny_model, processor, max_new_tokens=6)
 
 

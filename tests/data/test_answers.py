@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from aura.data.answers import AnswerText, decode_answer, object_names
+from aura.data.answers import AnswerText, object_names
 
 NAMES = {
     "You could eat the apple [SEG].": ["apple"],
@@ -36,7 +36,8 @@ def test_names_are_the_noun_phrases_before_the_marks(text):
 def stream(tokenizer, seg, ids):
     text = AnswerText(tokenizer, seg)
     pieces = [text.push(i) for i in ids]
-    assert "".join(pieces) == text.text == decode_answer(tokenizer, ids, seg)
+    at_once = AnswerText(tokenizer, seg)
+    assert "".join(pieces) == text.text == at_once.push(*ids) == at_once.text
     return pieces, text.text
 
 
@@ -50,8 +51,8 @@ ANSWERS = [
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_pieces_join_to_the_text_with_byte_level_tokens(processor, answer):
-    ids = processor.tokenizer(answer.replace(" [SEG]", "[SEG]"), add_special_tokens=False)["input_ids"]
-    pieces, text = stream(processor.tokenizer, processor.seg_token_id, [*ids, processor.eos_token_id])
+    ids = processor.text.tokenizer(answer.replace(" [SEG]", "[SEG]"), add_special_tokens=False)["input_ids"]
+    pieces, text = stream(processor.text.tokenizer, processor.text.seg_token_id, [*ids, processor.text.eos_token_id])
     assert text == answer
     assert not any("\ufffd" in piece for piece in pieces)
     assert len([p for p in pieces if p]) > 1
@@ -60,9 +61,9 @@ def test_pieces_join_to_the_text_with_byte_level_tokens(processor, answer):
 @pytest.mark.parametrize("answer", ANSWERS[:3])
 def test_pieces_join_to_the_text_with_llamas_tokens(llama_processor, answer):
     processor = llama_processor()
-    ids = processor.tokenizer(answer.replace(" [SEG]", "[SEG]"), add_special_tokens=False)["input_ids"]
-    pieces, text = stream(processor.tokenizer, processor.seg_token_id, [*ids, processor.eos_token_id])
-    assert text == answer == processor.decode(ids)
+    ids = processor.text.tokenizer(answer.replace(" [SEG]", "[SEG]"), add_special_tokens=False)["input_ids"]
+    pieces, text = stream(processor.text.tokenizer, processor.text.seg_token_id, [*ids, processor.text.eos_token_id])
+    assert text == answer == processor.text.decode(ids)
     assert not any("\ufffd" in piece for piece in pieces)
 
 
@@ -100,10 +101,16 @@ def test_a_character_of_several_bytes_comes_whole_or_not_at_all(byte_fallback):
 
 def test_special_tokens_are_not_shown_and_letters_do_not_make_a_mark(processor, tmp_path):
     processor.save_pretrained(tmp_path)
-    tokenizer = type(processor).from_pretrained(tmp_path).tokenizer
+    tokenizer = type(processor).from_pretrained(tmp_path).text.tokenizer
     letters = [i for c in ("[", "SEG", "]") for i in tokenizer(c, add_special_tokens=False)["input_ids"]]
-    assert processor.seg_token_id not in letters
-    ids = [tokenizer.bos_token_id, *letters, processor.image_token_id, processor.seg_token_id, tokenizer.pad_token_id]
-    _, text = stream(tokenizer, processor.seg_token_id, ids)
+    assert processor.text.seg_token_id not in letters
+    ids = [
+        tokenizer.bos_token_id,
+        *letters,
+        processor.text.image_token_id,
+        processor.text.seg_token_id,
+        tokenizer.pad_token_id,
+    ]
+    _, text = stream(tokenizer, processor.text.seg_token_id, ids)
     assert text == "[SEG [SEG]"
     assert len(object_names(text)) == 1

@@ -161,7 +161,7 @@ def test_a_real_sample_packs_and_unpacks(processor, sample):
     batch = collate([whole])
     assert batch.input_ids.shape[1] < sum(len(c.input_ids) for c in whole.conversations)
     shared = int((batch.segment_ids == 0).sum())
-    assert (batch.input_ids[0, :shared] == processor.image_token_id).sum() == 4
+    assert (batch.input_ids[0, :shared] == processor.text.image_token_id).sum() == 4
     flat = batch.input_ids.flatten()
-    assert (flat[batch.seg_index] == processor.seg_token_id).all()
+    assert (flat[batch.seg_index] == processor.text.seg_token_id).all()
     assert [r.annotation_id for r in batch.records] == [10, 30, 20, 30, 10, 10]

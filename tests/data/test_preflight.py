@@ -58,7 +58,7 @@ def agree(found, expected):
 
 
 def test_sound_records_have_nothing(samples, processor):
-    assert inspect(samples, processor, Findings(None), quiet=True) == ([], [])
+    assert inspect(samples, processor.text, Findings(None), quiet=True) == ([], [])
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -66,7 +66,7 @@ def test_every_bad_record_is_found(samples, processor, monkeypatch, cores):
     expected = spoil(samples)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(preflight, "CHUNK", 1)
-    agree(inspect(samples, processor, Findings(None), quiet=True).bad, expected)
+    agree(inspect(samples, processor.text, Findings(None), quiet=True).bad, expected)
 
 
 def test_what_no_conversation_uses_is_not_looked_at(samples, processor, tmp_path):
@@ -74,27 +74,27 @@ def test_what_no_conversation_uses_is_not_looked_at(samples, processor, tmp_path
     broken = {"size": [40, 60], "counts": "!!"}
     unused = replace(samples[1].objects[3], visible=broken)
     samples[1] = replace(samples[1], objects=(*samples[1].objects[:3], unused))
-    assert inspect(samples, processor, Findings(None), quiet=True).bad == []
+    assert inspect(samples, processor.text, Findings(None), quiet=True).bad == []
 
 
 def test_a_second_look_reads_what_has_changed_only(samples, processor, tmp_path, monkeypatch):
     expected = spoil(samples)
     source = tmp_path / "data" / "train.json"
     source.parent.mkdir()
-    agree(inspect(Indexed(samples), processor, Findings(source), quiet=True).bad, expected)
+    agree(inspect(Indexed(samples), processor.text, Findings(source), quiet=True).bad, expected)
     read, checked = [], []
     examine, check = preflight.examine, preflight.check_sample
     monkeypatch.setattr(preflight, "examine", lambda path: read.append(path.name) or examine(path))
     monkeypatch.setattr(kept, "examine", lambda path: read.append(path.name) or examine(path))
     monkeypatch.setattr(preflight, "check_sample", lambda *given: checked.append(given) or check(*given))
-    agree(inspect(Indexed(samples), processor, Findings(source), quiet=True).bad, expected)
+    agree(inspect(Indexed(samples), processor.text, Findings(source), quiet=True).bad, expected)
     assert not read and not checked
     samples[3].image_path.write_bytes(samples[0].image_path.read_bytes())
-    again = inspect(Indexed(samples), processor, Findings(source), quiet=True).bad
+    again = inspect(Indexed(samples), processor.text, Findings(source), quiet=True).bad
     agree(again, [entry for entry in expected if entry[0] != 3])
     assert read == ["cut.png"] and not checked
-    processor.max_length += 10_000
-    longer = inspect(Indexed(samples), processor, Findings(source), quiet=True).bad
+    processor.text.max_length += 10_000
+    longer = inspect(Indexed(samples), processor.text, Findings(source), quiet=True).bad
     agree(longer, [entry for entry in expected if entry[0] != 3 and entry[1] != 9])
     assert len(checked) == len(samples)
 
@@ -111,6 +111,6 @@ def test_findings_go_where_they_can(tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_follows_what_changes_tokens(processor):
-    first = text_fingerprint(processor)
-    processor.tokenizer.add_tokens(["<new>"], special_tokens=True)
-    assert text_fingerprint(processor) != first
+    first = text_fingerprint(processor.text)
+    processor.text.tokenizer.add_tokens(["<new>"], special_tokens=True)
+    assert text_fingerprint(processor.text) != first

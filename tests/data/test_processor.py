@@ -15,7 +15,7 @@ ANSWERS = ["You could ride the bus [SEG], which the tree [SEG] hides.", "Only th
 
 
 def pieces(processor, ids):
-    return processor.tokenizer.convert_ids_to_tokens(ids)
+    return processor.text.tokenizer.convert_ids_to_tokens(ids)
 
 
 def supervised(processor, tokenized):
@@ -32,26 +32,26 @@ def supervised(processor, tokenized):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_llama_labels_are_exactly_the_answers_and_their_end(llama_processor, conversations, template):
     processor = llama_processor(prompt_template=template)
-    tokenized = processor.conversation(conversations[0], 7)
+    tokenized = processor.text.conversation(conversations[0], 7)
     end = "▁ </s>" if template == "llava_llama_2" else "</s>"  # its " </s>", as transformers 4.31 read it
     assert [" ".join(run) for run in supervised(processor, tokenized)] == [
         f"▁You ▁could ▁ride ▁the ▁bus [SEG] ▁, ▁which ▁the ▁tree [SEG] ▁h ides . {end}",
         f"▁Only ▁the ▁apple [SEG] ▁. {end}",
     ]
     assert tokenized.seg_turns == [(0, 0), (0, 1), (1, 0)]
-    assert [tokenized.input_ids[p] for p in tokenized.seg_positions] == [processor.seg_token_id] * 3
+    assert [tokenized.input_ids[p] for p in tokenized.seg_positions] == [processor.text.seg_token_id] * 3
     assert pieces(processor, tokenized.input_ids[:1]) == ["<s>"]
 
 
 def test_an_answer_that_begins_with_seg_is_supervised_whole(llama_processor, processor, conversations):
     for made in (llama_processor(), processor):
-        tokenized = made.conversation(conversations[1], 7)
+        tokenized = made.text.conversation(conversations[1], 7)
         (run,) = supervised(made, tokenized)
         assert run[0] == "[SEG]" and run[-3:] == ["[SEG]", "[SEG]", "</s>"]
 
 
 def test_labels_of_a_byte_level_tokenizer_are_exactly_the_answers(processor, conversations):
-    tokenized = processor.conversation(conversations[0], 7)
+    tokenized = processor.text.conversation(conversations[0], 7)
     text = ["".join(run).replace("Ġ", " ") for run in supervised(processor, tokenized)]
     assert text == [f" {a}</s>".replace(" [SEG]", "[SEG]") for a in ANSWERS]
 
@@ -67,19 +67,22 @@ def test_generation_builds_the_very_ids_of_training(request, conversations, temp
             tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4, prompt_template=template
         )
     for conversation in conversations:
-        whole = processor.conversation(conversation, 7)
+        whole = processor.text.conversation(conversation, 7)
         runs, built, open_built = [], [], []
         for token, target, before in zip(whole.input_ids, whole.target_mask, [False, *whole.target_mask], strict=False):
             runs += [[]] if target and not before else []
             if target:
                 runs[-1].append(token)
         for number, (turn, answer) in enumerate(zip(conversation.turns, runs, strict=True)):
-            assert answer[-1] == processor.eos_token_id
+            assert answer[-1] == processor.text.eos_token_id
             if number == 0:
-                built, open_built = processor.start_prompt(turn.question), processor.start_prompt(turn.question)
+                built, open_built = (
+                    processor.text.start_prompt(turn.question),
+                    processor.text.start_prompt(turn.question),
+                )
             else:
-                built += processor.followup(turn.question)
-                open_built += processor.followup(turn.question, closed=False)
+                built += processor.text.followup(turn.question)
+                open_built += processor.text.followup(turn.question, closed=False)
             built += answer
             open_built += answer[:-1]
         assert built == whole.input_ids
@@ -87,7 +90,7 @@ def test_generation_builds_the_very_ids_of_training(request, conversations, temp
 
 
 def test_the_image_takes_its_number_of_tokens(llama_processor):
-    short, long = (llama_processor(num_image_tokens=n).start_prompt("What?") for n in (3, 256))
+    short, long = (llama_processor(num_image_tokens=n).text.start_prompt("What?") for n in (3, 256))
     assert len(long) - len(short) == 253
     assert pieces(llama_processor(num_image_tokens=3), short)[-12:-4] == (
         ["<im_start>", "<image>", "<image>", "<image>", "<im_end>", "▁What", "?", "▁A"]
@@ -98,9 +101,9 @@ def test_the_image_takes_its_number_of_tokens(llama_processor):
 def test_decode_gives_the_answer_back(llama_processor, processor, text):
     for made in (llama_processor(), processor):
         count = text.count("[SEG]")
-        whole = made.conversation(Conversation(1, (Turn("What?", text, tuple(range(count))),)))
+        whole = made.text.conversation(Conversation(1, (Turn("What?", text, tuple(range(count))),)))
         answer = [t for t, target in zip(whole.input_ids, whole.target_mask, strict=True) if target]
-        assert made.decode(answer) == text
+        assert made.text.decode(answer) == text
 
 
 def test_a_sample_becomes_tensors(processor, sample):
@@ -147,35 +150,35 @@ def test_cached_features_stand_in_for_the_pixels(processor, sample):
 
 def test_a_conversation_is_refused_rather_than_cut(tiny_tokenizer, conversations):
     sizes = {"sam_image_size": 64, "clip_image_size": 28, "num_image_tokens": 4}
-    length = len(Processor(tiny_tokenizer, **sizes).conversation(conversations[0]).input_ids)
+    length = len(Processor(tiny_tokenizer, **sizes).text.conversation(conversations[0]).input_ids)
     exact = Processor(tiny_tokenizer, **sizes, max_length=length)
-    assert len(exact.conversation(conversations[0]).input_ids) == length
+    assert len(exact.text.conversation(conversations[0]).input_ids) == length
     short = Processor(tiny_tokenizer, **sizes, max_length=length - 1)
     with pytest.raises(ValueError, match=rf"image 7, conversation 1: {length} tokens .* limit of {length - 1}"):
-        short.conversation(conversations[0], 7)
+        short.text.conversation(conversations[0], 7)
     with pytest.raises(ValueError, match="shorten it"):
-        short.start_prompt("why " * length)
+        short.text.start_prompt("why " * length)
 
 
 @pytest.mark.parametrize("token", ["[SEG]", "<image>", "</s>", "<im_end>"])
 def test_reserved_tokens_in_text_are_refused(processor, token):
-    for ask in (processor.start_prompt, processor.followup):
+    for ask in (processor.text.start_prompt, processor.text.followup):
         with pytest.raises(ValueError, match="reserved token"):
             ask(f"Where is {token}?")
     bad = Conversation(4, (Turn("Hi?", "Yes."), Turn(f"Where is {token}?", "There.")))
     with pytest.raises(ValueError, match=r"image 7, conversation 4, turn 1: the question .*reserved"):
-        processor.conversation(bad, 7)
+        processor.text.conversation(bad, 7)
     if token != "[SEG]":
         with pytest.raises(ValueError, match=r"conversation 4, turn 0: the answer .*reserved"):
-            processor.conversation(Conversation(4, (Turn("Hi?", f"A {token}."),)), 7)
+            processor.text.conversation(Conversation(4, (Turn("Hi?", f"A {token}."),)), 7)
     with pytest.raises(ValueError, match="empty"):
-        processor.start_prompt("  ")
+        processor.text.start_prompt("  ")
 
 
 def test_a_template_that_the_tokenizer_merges_into_the_answer_is_refused(processor):
-    processor.template = replace(processor.template, ask=" a", lead="")
+    processor.text.template = replace(processor.text.template, ask=" a", lead="")
     with pytest.raises(ValueError, match="across the border of an answer"):
-        processor.conversation(Conversation(4, (Turn("Hi", "nd the bus"),)), 7)
+        processor.text.conversation(Conversation(4, (Turn("Hi", "nd the bus"),)), 7)
 
 
 def test_images_that_do_not_fit_their_record_are_named(processor, sample, tmp_path):
@@ -199,9 +202,9 @@ def test_a_saved_processor_is_the_same(llama_processor, sample, tmp_path, templa
     assert again.settings == processor.settings
     assert again.image_fingerprint() == processor.image_fingerprint()
     for conversation in sample.conversations:
-        assert again.conversation(conversation) == processor.conversation(conversation)
+        assert again.text.conversation(conversation) == processor.text.conversation(conversation)
     assert torch.equal(again.image(sample.image_path).clip_pixels, processor.image(sample.image_path).clip_pixels)
-    assert Processor.from_pretrained(tmp_path / "export", max_length=99).max_length == 99
+    assert Processor.from_pretrained(tmp_path / "export", max_length=99).text.max_length == 99
 
 
 def test_a_folder_without_a_whole_processor_is_named(processor, tmp_path):
@@ -245,11 +248,11 @@ def test_settings_that_cannot_work_are_refused(tiny_tokenizer):
 
 def test_a_chat_question_about_a_reserved_token_is_spelled_apart(processor):
     question = "What is [SEG]</s> in <image>?"
-    assert processor.defuse(question) == "What is [ SEG]< /s> in < image>?"
-    ids = processor.start_prompt(processor.defuse(question))
-    assert processor.seg_token_id not in ids and processor.eos_token_id not in ids
-    assert ids.count(processor.image_token_id) == processor.num_image_tokens
-    assert processor.defuse("Where is the bus?") == "Where is the bus?"
+    assert processor.text.defuse(question) == "What is [ SEG]< /s> in < image>?"
+    ids = processor.text.start_prompt(processor.text.defuse(question))
+    assert processor.text.seg_token_id not in ids and processor.text.eos_token_id not in ids
+    assert ids.count(processor.text.image_token_id) == processor.text.num_image_tokens
+    assert processor.text.defuse("Where is the bus?") == "Where is the bus?"
 
 
 @pytest.mark.parametrize(
@@ -257,11 +260,11 @@ def test_a_chat_question_about_a_reserved_token_is_spelled_apart(processor):
 )
 def test_any_text_keeps_labels_and_generation_exact(llama_processor, processor, text):
     for made in (llama_processor(), processor):
-        whole = made.conversation(Conversation(1, (Turn(text, f"{text} [SEG] {text}", (1,)), Turn(text, text))))
+        whole = made.text.conversation(Conversation(1, (Turn(text, f"{text} [SEG] {text}", (1,)), Turn(text, text))))
         first = whole.target_mask.index(True)
-        last = whole.input_ids.index(made.eos_token_id, first)
-        assert whole.input_ids[:first] == made.start_prompt(text)
-        followup = made.followup(text)
+        last = whole.input_ids.index(made.text.eos_token_id, first)
+        assert whole.input_ids[:first] == made.text.start_prompt(text)
+        followup = made.text.followup(text)
         assert whole.input_ids[last + 1 : last + 1 + len(followup)] == followup
         assert all(whole.target_mask[first : last + 1])
         assert whole.target_mask[last + 1 :] == [

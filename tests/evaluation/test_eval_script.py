@@ -55,7 +55,7 @@ def data(tmp_path) -> Path:
 @pytest.fixture
 def run_folder(tmp_path, tiny_model, tiny_tokenizer) -> Path:
     processor = Processor(tiny_tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4)
-    tiny_model.config.seg_token_id = processor.seg_token_id
+    tiny_model.config.seg_token_id = processor.text.seg_token_id
     tiny_model.save_pretrained(tmp_path / "run" / "export")
     processor.save_pretrained(tmp_path / "run" / "export")
     return tmp_path / "run"

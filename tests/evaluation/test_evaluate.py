@@ -27,7 +27,7 @@ PROTOCOLS = ["teacher_forced", "generated_order", "generated_matched"]
 @pytest.fixture
 def processor(tiny_tokenizer, tiny_model) -> Processor:
     processor = Processor(tiny_tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4, max_length=400)
-    tiny_model.config.seg_token_id = processor.seg_token_id
+    tiny_model.config.seg_token_id = processor.text.seg_token_id
     return processor
 
 
@@ -83,7 +83,7 @@ def test_teacher_forced_equals_one_forward_pass_per_conversation(tiny_model, pro
             batch = collate([processor(sample, None, [conversation])])
             with torch.no_grad():
                 output = tiny_model(batch)
-            choices = output.text_logits.argmax(-1) == processor.seg_token_id
+            choices = output.text_logits.argmax(-1) == processor.text.seg_token_id
             expected = sum(counts[conversation.id, turn] for turn in range(len(conversation.turns)))
             assert int(choices.sum()) == expected
             if not len(batch.records):
@@ -119,7 +119,7 @@ def test_batches_and_the_feature_cache_change_nothing(tiny_model, processor, dat
 @pytest.mark.parametrize("kind", ["visible", "amodal"])
 def test_a_model_of_one_kind_of_mask_scores_that_kind_alone(make_model, processor, dataset, kind, protocol) -> None:
     model = make_model(masks=kind, occlusion_condition=False, spatial_occlusion=False)
-    model.config.seg_token_id = processor.seg_token_id
+    model.config.seg_token_id = processor.text.seg_token_id
     report = evaluate(model, processor, dataset, protocol, progress=False, max_new_tokens=6)
     figures, other = report.as_dict(), {"visible": "amodal", "amodal": "visible"}[kind]
     assert figures[kind]["giou_object"] is not None and figures[other]["giou_object"] is None
@@ -131,8 +131,11 @@ def write_the_truth(model, processor, dataset, monkeypatch) -> None:
     answers = {}
     for sample in dataset:
         for c in sample.conversations:
-            tokens = processor.conversation(c)
-            ids, ends = tokens.input_ids, [t for t, i in enumerate(tokens.input_ids) if i == processor.eos_token_id]
+            tokens = processor.text.conversation(c)
+            ids, ends = (
+                tokens.input_ids,
+                [t for t, i in enumerate(tokens.input_ids) if i == processor.text.eos_token_id],
+            )
             for start in answer_starts(tokens):
                 end = next(e for e in ends if e >= start) + 1
                 answers[tuple(ids[:start])] = ids[start:end]
@@ -142,7 +145,7 @@ def write_the_truth(model, processor, dataset, monkeypatch) -> None:
         for prompt in prompts:
             ids = answers[tuple(prompt)]
             hidden = model.mllm(torch.tensor([[*prompt, *ids]]), clip_features=clip_features)[0]
-            places = [len(prompt) + t - 1 for t, i in enumerate(ids) if i == processor.seg_token_id]
+            places = [len(prompt) + t - 1 for t, i in enumerate(ids) if i == processor.text.seg_token_id]
             results.append(Generation(ids, hidden[places], None, False, []))
         return results
 
@@ -171,16 +174,16 @@ def test_every_question_is_asked_after_its_true_history(tiny_model, processor, d
     def generate_answers(prompts, *, clip_features, max_new_tokens):
         asked.extend(prompts)
         assert max_new_tokens == 7 and clip_features.shape[0] == 1
-        return [Generation([processor.eos_token_id], torch.zeros(0, 32), None, False, []) for _ in prompts]
+        return [Generation([processor.text.eos_token_id], torch.zeros(0, 32), None, False, []) for _ in prompts]
 
     monkeypatch.setattr(tiny_model, "generate_answers", generate_answers)
     report = evaluate(tiny_model, processor, dataset[:1], "generated_order", progress=False, max_new_tokens=7)
     first, second = dataset[0].conversations[0].turns
-    start = processor.start_prompt(first.question)
+    start = processor.text.start_prompt(first.question)
     assert asked[0] == start
-    answer = asked[1][len(start) : asked[1].index(processor.eos_token_id) + 1]
-    assert processor.decode(answer) == first.answer
-    assert asked[1] == start + answer + processor.followup(second.question)
+    answer = asked[1][len(start) : asked[1].index(processor.text.eos_token_id) + 1]
+    assert processor.text.decode(answer) == first.answer
+    assert asked[1] == start + answer + processor.text.followup(second.question)
     assert len(asked) == 4
     assert {o.status for o in report.objects} == {"missed"}
     assert report.as_dict()["seg_count_accuracy"] == 0.25

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.checks import problems, shared_images
 from aura.masks import decode_rle, encode_rle
-from aura.mini.benchmark import Scene, SceneObject
+from aura.mini.scenes import Scene, SceneObject
 from aura.types import Conversation, Turn
 from tests.scenes import annotated_image_from_scene
 

@@ -9,7 +9,7 @@ import pytest
 from aura.formats.occlusion import hidden_pixels, occluders
 from aura.formats.sources import AnnotationFile, load_cocoa_cls
 from aura.masks import decode_rle, encode_rle
-from aura.mini.benchmark import Scene, SceneObject
+from aura.mini.scenes import Scene, SceneObject
 from aura.types import AmodalObject
 from tests.scenes import annotated_image_from_scene
 

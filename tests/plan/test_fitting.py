@@ -15,7 +15,7 @@ from aura.plan.fitting import decide_recomputing, largest_workload, memory_of
 from aura.plan.gpus import GIB
 
 
-class FakeProcessor:
+class FakeText:
     """Conversations are numbers: of tokens after the prefix of ten; each has two ``[SEG]``. 99 is one too long."""
 
     num_image_tokens = 4
@@ -35,12 +35,12 @@ def sample(*lengths, size=(40, 60)):
 def test_the_largest_batch_is_that_of_the_longest_conversations():
     config = Config(train=TrainSettings(micro_batch_size=2))
     samples = [sample(5, 6, 7, 20, 99), sample(8, 8, 8, size=(100, 50)), sample()]
-    work = largest_workload(samples, FakeProcessor(), config)
+    work = largest_workload(samples, SimpleNamespace(text=FakeText()), config)
     assert work.images == 2 and (work.height, work.width) == (100, 60)
     assert work.text_tokens + 4 == 10 + 20 + 7 + 6  # the three longest of the first image, behind their prefix
     assert work.answer_tokens == 18 + 5 + 4 and work.objects == 6
     every = replace(config, data=replace(config.data, conversations_per_image=None))
-    assert largest_workload(samples, FakeProcessor(), every).text_tokens + 4 == 10 + 20 + 7 + 6 + 5
+    assert largest_workload(samples, SimpleNamespace(text=FakeText()), every).text_tokens + 4 == 10 + 20 + 7 + 6 + 5
 
 
 @pytest.mark.parametrize("wanted", [True, False])

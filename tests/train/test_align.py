@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_projector(make_model, processor, tmp_path)
 
 def test_a_word_is_the_mean_of_its_tokens_after_a_space(make_model, processor):
     model = make_model()
-    ids = processor.tokenizer(" zebra", add_special_tokens=False)["input_ids"]
+    ids = processor.text.tokenizer(" zebra", add_special_tokens=False)["input_ids"]
     assert len(ids) > 1
     table = model.mllm.language_model.get_input_embeddings().weight
     assert_close(word_embeddings(model, processor, ["zebra"])[0], table[ids].mean(0))

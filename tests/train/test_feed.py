@@ -102,7 +102,7 @@ class Failing(Processor):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_every_failure_names_its_records(samples, processor, workers):
-    failing = Failing(processor.tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4)
+    failing = Failing(processor.text.tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4)
     failing.error = MemoryError()
     with pytest.raises(ValueError, match=r"image \d \(.*\d\.png\), image \d .*: MemoryError"):
         take(1, samples, failing, workers)

@@ -49,11 +49,11 @@ def test_every_pretrained_weight_arrives(settings):
         assert torch.equal(base[name][: len(value)], value), name
     assert torch.equal(model.mllm.lm_head.weight[: len(llava.lm_head.weight)], llava.lm_head.weight)
 
-    seg = processor.seg_token_id
+    seg = processor.text.seg_token_id
     assert seg == llava.config.text_config.vocab_size == model.config.seg_token_id
     assert torch.allclose(model.mllm.lm_head.weight[seg], llava.lm_head.weight.mean(0), atol=1e-6)
-    assert model.config.image_token_id == processor.image_token_id and processor.num_image_tokens == 4
-    assert model.config.eos_token_id == processor.tokenizer.eos_token_id and processor.max_length == 300
+    assert model.config.image_token_id == processor.text.image_token_id and processor.text.num_image_tokens == 4
+    assert model.config.eos_token_id == processor.text.tokenizer.eos_token_id and processor.text.max_length == 300
     assert model.visible_decoder.iou_token.weight is not model.amodal_decoder.iou_token.weight
     assert not any(p.any() for n, p in model.named_parameters() if "lora_B" in n)
 
@@ -69,15 +69,15 @@ def test_every_pretrained_weight_arrives(settings):
 
 def test_the_built_model_answers_and_survives_an_export(settings, tmp_path):
     model, processor, _ = build_model(settings, DATA)
-    prompt = torch.tensor([processor.start_prompt("What could I ride?")])
+    prompt = torch.tensor([processor.text.start_prompt("What could I ride?")])
     features = torch.randn(1, 4, 24)
     answer = model.eval().generate_answer(prompt, clip_features=features, max_new_tokens=5)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor.text)
     exported = change(settings, mllm=None, sam=None, init_from=str(tmp_path))
     again, processor, report = build_model(exported, DATA)
-    assert text_fingerprint(load_text_side(exported, DATA)) == text_fingerprint(processor)
+    assert text_fingerprint(load_text_side(exported, DATA)) == text_fingerprint(processor.text)
     assert again.eval().generate_answer(prompt, clip_features=features, max_new_tokens=5).token_ids == answer.token_ids
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())

@@ -181,7 +181,7 @@ def assert_equal_states(ours, theirs, tolerance=0.0):
 
 def test_every_tensor_of_a_merged_folder_arrives(settings, parts, size):
     model, processor, report = build_model(settings, DATA)
-    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor.text)
     llama, mllm = parts.llama, model.mllm
     ours, theirs = dict(mllm.language_model.state_dict()), dict(llama.model.state_dict())
     ours["lm_head"], theirs["lm_head"] = mllm.lm_head.weight, llama.lm_head.weight
@@ -200,8 +200,8 @@ def test_every_tensor_of_a_merged_folder_arrives(settings, parts, size):
         assert_equal_states(decoder.state_dict(), parts.sam.mask_decoder.state_dict())
     assert_equal_states(model.prompt_encoder.projection.state_dict(), parts.text_hidden_fcs.state_dict())
 
-    ids = processor.tokenizer.convert_tokens_to_ids(["<im_patch>", "<im_start>", "<im_end>", "[SEG]", "<image>"])
-    assert ids == [size, size + 1, size + 2, size + 3, size + 4] and processor.use_im_start_end
+    ids = processor.text.tokenizer.convert_tokens_to_ids(["<im_patch>", "<im_start>", "<im_end>", "[SEG]", "<image>"])
+    assert ids == [size, size + 1, size + 2, size + 3, size + 4] and processor.text.use_im_start_end
     assert model.config.seg_token_id == size + 3 and model.config.image_token_id == size + 4
 
     rows = {part.part: part for part in report.parts}
@@ -237,13 +237,13 @@ def test_a_training_state_equals_its_merged_folder(settings, training, parts, tm
         training = replace(training, init_from=str(tmp_path / "state"))
     expected, processor, _ = build_model(settings, DATA)
     model, own, report = build_model(training, DATA)
-    assert text_fingerprint(load_text_side(training, DATA)) == text_fingerprint(own)
+    assert text_fingerprint(load_text_side(training, DATA)) == text_fingerprint(own.text)
     fresh = ("occlusion_condition.", "spatial_occlusion.")
     ours, theirs = (
         {name: value for name, value in m.state_dict().items() if not name.startswith(fresh)} for m in (model, expected)
     )
     assert_equal_states(ours, theirs, 1e-6)
-    assert own.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert own.text.tokenizer.get_vocab() == processor.text.tokenizer.get_vocab()
     assert model.config.seg_token_id == expected.config.seg_token_id
     rows = {part.part: part.loaded for part in report.parts if str(training.init_from) in part.source}
     assert rows["LISA's lora (merged)"] == 8 and rows["LISA's vision tower (equal)"] == len(parts.clip.state_dict())
@@ -264,7 +264,9 @@ def test_masks_and_logits_are_those_of_lisa(settings, parts):
     model, processor, _ = build_model(settings, DATA)
     model.eval()
     clip_pixels, sam_pixels = torch.randn(1, 3, 28, 28), torch.randn(1, 3, 64, 64)
-    start, end, seg, image = processor.tokenizer.convert_tokens_to_ids(["<im_start>", "<im_end>", "[SEG]", "<image>"])
+    start, end, seg, image = processor.text.tokenizer.convert_tokens_to_ids(
+        ["<im_start>", "<im_end>", "[SEG]", "<image>"]
+    )
     before, after = [1, 20, start], [end, 30, 31, 40, seg, 41, seg, 2]
     ids = torch.tensor([before + [image] * 4 + after])
 
@@ -306,8 +308,8 @@ def test_lisa_on_llama_2_has_its_own_token_order(
         init_from=str(tmp_path / "pytorch_model.bin"), mllm=str(tmp_path / "base"), vision_tower=str(tmp_path / "clip")
     )
     model, processor, _ = build_model(settings, DATA)
-    ids = processor.tokenizer.convert_tokens_to_ids(["[SEG]", "<im_start>", "<im_end>", "<image>"])
-    assert ids == [size, size + 1, size + 2, size + 3] and processor.use_im_start_end
+    ids = processor.text.tokenizer.convert_tokens_to_ids(["[SEG]", "<im_start>", "<im_end>", "<image>"])
+    assert ids == [size, size + 1, size + 2, size + 3] and processor.text.use_im_start_end
     assert torch.equal(model.mllm.lm_head.weight[size], parts.merged["lm_head.weight"][size])
     assert model.config.lora["r"] == 8 and not any(p.any() for n, p in model.named_parameters() if "lora_B" in n)
     assert model.mllm.language_model.config.rms_norm_eps == 1e-5
@@ -413,8 +415,8 @@ def test_the_conversion_of_lisa_is_the_model_that_it_would_start(convert, settin
         states[name] = {k: v for k, v in model.state_dict().items() if not k.startswith(fresh)}
         assert_equal_states(states[name], {k: v for k, v in wanted.state_dict().items() if not k.startswith(fresh)})
         assert not report.parts[0].missing and not report.parts[0].unexpected
-        assert processor.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
-        assert processor.seg_token_id == theirs.seg_token_id == model.config.seg_token_id
+        assert processor.text.tokenizer.get_vocab() == theirs.text.tokenizer.get_vocab()
+        assert processor.text.seg_token_id == theirs.text.seg_token_id == model.config.seg_token_id
     assert_equal_states(states["from-merged"], states["from-training"], tolerance=1e-5)
 
     half = dict(AuraModel.from_pretrained(str(out["half"])).named_parameters())

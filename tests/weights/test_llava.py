@@ -133,7 +133,7 @@ def settings(v1_dir, clip_dir, tiny_sam_dir):
 
 def logits_of(model, processor, before, pixels, after):
     """What our parts compute for the same: [L, V]."""
-    ids = torch.tensor([[*before, *[processor.image_token_id] * processor.num_image_tokens, *after]])
+    ids = torch.tensor([[*before, *[processor.text.image_token_id] * processor.text.num_image_tokens, *after]])
     with torch.no_grad():
         return model.mllm.lm_head(model.mllm(ids, clip_features=model.mllm.encode_images(pixels)))[0]
 
@@ -143,7 +143,7 @@ def logits_of(model, processor, before, pixels, after):
 
 def test_an_original_llava_computes_what_its_plain_parts_do(settings, v1):
     model, processor, report = build_model(settings, DATA)
-    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor.text)
     before, after, pixels = [1, 50, 80, 401], [402, 7, 399, 50, 60], torch.randn(1, 3, 28, 28)
     ours, theirs = logits_of(model.eval(), processor, before, pixels, after), v1.logits(before, pixels, after)
     assert (ours[:, :ROWS] - theirs).abs().max() < 1e-4 and theirs.std() > 1
@@ -157,10 +157,14 @@ def test_an_original_llava_computes_what_its_plain_parts_do(settings, v1):
     assert parts["vision tower"].loaded == len(v1.tower.state_dict())
     assert not any(part.missing or part.unexpected for part in report.parts) and "projector" not in parts
     seg, image = PIECES + 3, PIECES + 4
-    assert (processor.seg_token_id, processor.image_token_id, len(processor.tokenizer)) == (seg, image, ROWS + 2)
+    assert (processor.text.seg_token_id, processor.text.image_token_id, len(processor.text.tokenizer)) == (
+        seg,
+        image,
+        ROWS + 2,
+    )
     assert parts["mllm"].new == tuple(f"{t}[{i}]" for t in ("embed_tokens", "lm_head") for i in (seg, image))
-    assert processor.num_image_tokens == 4 and processor.use_im_start_end
-    prompt = processor.tokenizer.convert_ids_to_tokens(processor.start_prompt("What hides?"))
+    assert processor.text.num_image_tokens == 4 and processor.text.use_im_start_end
+    prompt = processor.text.tokenizer.convert_ids_to_tokens(processor.text.start_prompt("What hides?"))
     at = prompt.index("<image>")
     assert prompt[at - 1 : at + 6] == ["<im_start>", *["<image>"] * 4, "<im_end>", "▁"]
 
@@ -243,7 +247,7 @@ def test_the_embedding_table_decides_the_vocabulary(settings, v1, sentencepiece_
     write_v1(Path(settings.mllm), sentencepiece_model, v1.state, config, added=())
     _, processor, report = build_model(settings, DATA)
     names = ("<im_patch>", "<im_start>", "<im_end>", "[SEG]", "<image>")
-    assert processor.tokenizer.convert_tokens_to_ids(list(names)) == [PIECES + i for i in range(5)]
+    assert processor.text.tokenizer.convert_tokens_to_ids(list(names)) == [PIECES + i for i in range(5)]
     assert not report.parts[0].missing
 
     write_v1(Path(settings.mllm), sentencepiece_model, v1.state, config, added=[f"<{i}>" for i in range(4)])
@@ -258,9 +262,9 @@ def test_a_llama_2_preview_has_neither_patch_nor_start_tokens(settings, sentence
     _, processor, _ = build_model(replace(settings, prompt_template="llava_llama_2"), DATA)
     assert text_fingerprint(
         load_text_side(replace(settings, prompt_template="llava_llama_2"), DATA)
-    ) == text_fingerprint(processor)
-    assert (processor.seg_token_id, processor.image_token_id) == (PIECES, PIECES + 1)
-    assert not processor.use_im_start_end and "<im_start>" not in processor.tokenizer.get_vocab()
+    ) == text_fingerprint(processor.text)
+    assert (processor.text.seg_token_id, processor.text.image_token_id) == (PIECES, PIECES + 1)
+    assert not processor.text.use_im_start_end and "<im_start>" not in processor.text.tokenizer.get_vocab()
 
 
 def test_user_errors_say_what_to_do(settings, v1, sentencepiece_model):
@@ -404,8 +408,8 @@ def test_a_converted_original_is_the_same_model(convert, settings, tmp_path):
         one, two = getattr(model.mllm, part).state_dict(), getattr(again.mllm, part).state_dict()
         assert all(torch.equal(one[name], value) for name, value in two.items()) and one.keys() == two.keys()
     text = "USER: <im_start><image><im_end>\nWhat hides it [SEG] , or [SEG][SEG]. </s><s>[INST] x <im_patch> y"
-    assert other.tokenizer(text).input_ids == processor.tokenizer(text).input_ids
-    assert other.settings == processor.settings and other.use_im_start_end
+    assert other.text.tokenizer(text).input_ids == processor.text.tokenizer(text).input_ids
+    assert other.settings == processor.settings and other.text.use_im_start_end
 
 
 def test_official_sam_and_what_needs_no_conversion(convert, tiny_sam_dir, tiny_llava_dir, tmp_path, capsys):
@@ -457,9 +461,9 @@ def test_a_llava_hf_1_5_folder(tiny_tokenizer, tiny_sam_dir, tmp_path, prefixes)
     model, processor, report = build_model(settings, DATA)
     assert not any(part.missing or part.unexpected for part in report.parts)
     assert report.parts[0].loaded == len(llava.state_dict())
-    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
-    assert processor.num_image_tokens == 9 and not processor.use_im_start_end
-    assert processor.seg_token_id == size and model.mllm.lm_head.weight.shape[0] == 384
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor.text)
+    assert processor.text.num_image_tokens == 9 and not processor.text.use_im_start_end
+    assert processor.text.seg_token_id == size and model.mllm.lm_head.weight.shape[0] == 384
     assert report.parts[0].new == (f"embed_tokens[{size}]", f"lm_head[{size}]")
     before, after, pixels = [1, 50, 80], [7, 300, 50], torch.randn(1, 3, 42, 42)
     ours = logits_of(model.eval(), processor, before, pixels, after)
@@ -526,9 +530,9 @@ def test_neighbouring_patches_can_share_an_image_token(llama_dir, clip_dir, v1, 
         mllm=folder, vision_tower=clip_dir, sam=tiny_sam_dir, train_projector=True, image_token_merge=2
     )
     aura, processor, _ = build_model(settings, DATA)
-    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor.text)
     side = VISION.image_size // VISION.patch_size
-    assert processor.num_image_tokens == aura.config.num_image_tokens == side**2 // 4
+    assert processor.text.num_image_tokens == aura.config.num_image_tokens == side**2 // 4
 
     pixels = torch.randn(1, 3, VISION.image_size, VISION.image_size)
     with torch.no_grad():
@@ -564,7 +568,7 @@ def test_the_tower_may_come_from_a_llava(llama_dir, tiny_llava_config, tmp_path,
         mllm=llama_dir[1], vision_tower=str(tmp_path / "other"), sam=tiny_sam_dir, train_projector=True
     )
     aura, processor, report = build_model(settings, DATA)
-    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor.text)
     theirs = llava.model.vision_tower.state_dict()
     assert all(torch.equal(theirs[name], value) for name, value in aura.mllm.vision_tower.state_dict().items())
     assert aura.config.llava_config.vision_feature_layer == -1
@@ -580,7 +584,7 @@ def test_tied_embeddings_stay_tied(tiny_tokenizer, clip_dir, tiny_sam_dir, tmp_p
     tiny_tokenizer.save_pretrained(tmp_path / "tied")
     settings = ModelSettings(mllm=str(tmp_path / "tied"), vision_tower=clip_dir, sam=tiny_sam_dir, train_projector=True)
     aura, processor, report = build_model(settings, DATA)
-    seg = processor.seg_token_id
+    seg = processor.text.seg_token_id
     assert aura.mllm.lm_head.weight is aura.mllm.language_model.embed_tokens.weight
     assert report.parts[0].new == (f"embed_tokens[{seg}]",) and not report.parts[0].missing
     aura.save_pretrained(tmp_path / "export")
@@ -641,13 +645,13 @@ def test_a_gguf_file_by_path_or_inside_a_package(
     write_gguf(path, model, tiny_tokenizer)
     settings = ModelSettings(mllm=str(path), vision_tower=clip_dir, sam=tiny_sam_dir, train_projector=True)
     aura, processor, report = build_model(settings, DATA)
-    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor)
+    assert text_fingerprint(load_text_side(settings, DATA)) == text_fingerprint(processor.text)
     base = {n.replace(".base_layer", ""): v for n, v in aura.mllm.language_model.state_dict().items()}
     for name, value in model.model.state_dict().items():
         assert torch.allclose(base[name][: len(value)], value, atol=1e-6), name
     assert report.parts[0].loaded == len(model.state_dict()) and not report.parts[0].missing
     text = "What could I ride here? <s>a tree</s>"
-    assert processor.tokenizer(text).input_ids[-4:] == tiny_tokenizer(text).input_ids[-4:]
+    assert processor.text.tokenizer(text).input_ids[-4:] == tiny_tokenizer(text).input_ids[-4:]
     assert not hasattr(aura.config.llava_config.text_config, "quantization_config")
 
     monkeypatch.chdir(tmp_path / "clip")
@@ -693,16 +697,20 @@ def test_smollm2_itself_answers_and_has_its_own_chat_format(clip_dir, tiny_sam_d
     )
     aura, processor, report = build_model(settings, DATA)
     assert report.parts[0].loaded == 272 and not report.parts[0].missing
-    assert (processor.seg_token_id, processor.image_token_id, processor.eos_token_id) == (49152, 49153, 2)
+    assert (processor.text.seg_token_id, processor.text.image_token_id, processor.text.eos_token_id) == (
+        49152,
+        49153,
+        2,
+    )
     turns = [("What could I eat?", "The apple [SEG]."), ("And drink?", "Nothing.")]
-    text, _ = render(get_template("smollm2"), turns, image="<image>", bos=None, eos=processor.tokenizer.eos_token)
+    text, _ = render(get_template("smollm2"), turns, image="<image>", bos=None, eos=processor.text.tokenizer.eos_token)
     said = ["<image>\nWhat could I eat?", "The apple[SEG].", "And drink?", "Nothing."]
     roles = ["user", "assistant"] * 2
     messages = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
-    assert text + "\n" == processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text + "\n" == processor.text.tokenizer.apply_chat_template(messages, tokenize=False)
     asked, _ = render(
         get_template("smollm2"), [("What is the capital of France?", None)], image="", bos=None, eos="<|im_end|>"
     )
-    ids = torch.tensor([processor.tokenizer(asked).input_ids])
+    ids = torch.tensor([processor.text.tokenizer(asked).input_ids])
     answer = aura.eval().generate_answer(ids, max_new_tokens=16)
-    assert "Paris" in processor.decode(answer.token_ids)
+    assert "Paris" in processor.text.decode(answer.token_ids)

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import SamModel
 
 from aura.config import DataSettings, LoraSettings, ModelSettings
-from aura.data.processor import sam_pixels
+from aura.data.images import sam_pixels
 from aura.geometry import to_image
 from aura.model import segmentation
 from aura.model.segmentation import PromptEncoder

@@ -16,7 +16,8 @@ import numpy as np
 
 from aura.files import write_text
 from aura.masks import decode_rle, encode_rle
-from aura.mini.benchmark import load_backgrounds, load_cutouts, scene_stream
+from aura.mini.benchmark import scene_stream
+from aura.mini.pictures import load_backgrounds, load_cutouts
 from aura.targets import occlusion_rate
 
 IMAGE_SIZE = 192

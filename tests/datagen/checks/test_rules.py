@@ -14,7 +14,9 @@ from aura.datagen.generators import OfflineGenerator
 from aura.datagen.records import GenerationRequest, PairDraft
 from aura.datagen.service.prompt import object_table
 from aura.formats.sources import AnnotatedImage
-from aura.mini.benchmark import Scene, SceneObject, load_backgrounds, load_cutouts, scene_stream
+from aura.mini.benchmark import scene_stream
+from aura.mini.pictures import load_backgrounds, load_cutouts
+from aura.mini.scenes import Scene, SceneObject
 from tests.scenes import annotated_image_from_scene
 
 CUP, BOOK, CAT, DOG, LAMP, APPLE, PEAR = 1, 2, 3, 4, 5, 6, 7

@@ -14,7 +14,9 @@ from aura.datagen.facts.knowledge import GROUPS, PURPOSES, SUPERCATEGORIES, name
 from aura.datagen.offline.generator import generate_conversations
 from aura.formats.sources import AnnotatedImage
 from aura.masks import decode_rle
-from aura.mini.benchmark import DEFAULT_ASSETS, Scene, SceneObject, load_backgrounds, load_cutouts, scene_stream
+from aura.mini.benchmark import scene_stream
+from aura.mini.pictures import DEFAULT_ASSETS, load_backgrounds, load_cutouts
+from aura.mini.scenes import Scene, SceneObject
 from aura.types import Turn
 from tests.scenes import annotated_image_from_scene
 

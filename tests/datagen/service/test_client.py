@@ -36,7 +36,7 @@ from aura.datagen.service.estimates import dry_run
 from aura.datagen.service.jsonl import export_jsonl, import_jsonl
 from aura.datagen.service.settings import ApiSettings
 from aura.formats.sources import AnnotatedImage
-from aura.mini.benchmark import Scene, SceneObject
+from aura.mini.scenes import Scene, SceneObject
 from tests.datagen.api_server import ApiServer, Reply, completion, error, pairs_for
 from tests.scenes import annotated_image_from_scene
 

@@ -20,7 +20,7 @@ from aura.datagen.service.prompt import (
     user_text,
 )
 from aura.formats.sources import AnnotatedImage
-from aura.mini.benchmark import Scene, SceneObject
+from aura.mini.scenes import Scene, SceneObject
 from tests.scenes import annotated_image_from_scene
 
 WIDTH, HEIGHT = 200, 100
