@@ -258,6 +258,8 @@ def status(settings: ProjectSettings, options: Namespace) -> int:
             name = person["name"] if person["active"] else f"{person['name']} (inactive)"
             table.add_row(Text(name), *(str(person[key]) for key in ("judged", "decided", "waiting")))
         CONSOLE.print(table)
+    for obstacle in report["obstacles"]:
+        CONSOLE.print(Text(f"note: {obstacle}", style="yellow"), soft_wrap=True)
     agreed = report["agreement"]
     if agreed["pairs"]:
         kappa = _kappa(agreed["fleiss_kappa"])

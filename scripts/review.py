@@ -58,6 +58,7 @@ def add_annotator(store: Store, settings: ProjectSettings, options: Namespace) -
             print(f"{name} is there already; `{PROG} new-token {name!r}` replaces a lost token", file=sys.stderr)
             continue
         _tell(name, store.annotators.add(name))
+    _warn(store)
 
 
 def new_token(store: Store, settings: ProjectSettings, options: Namespace) -> None:
@@ -82,6 +83,7 @@ def deactivate(store: Store, settings: ProjectSettings, options: Namespace) -> N
     """Take people out of the review; what they said stays."""
     for name in options.names:
         store.annotators.set_active(name, False)
+    _warn(store)
 
 
 def list_annotators(store: Store, settings: ProjectSettings, options: Namespace) -> None:
@@ -91,6 +93,13 @@ def list_annotators(store: Store, settings: ProjectSettings, options: Namespace)
         counts = [str(number) for number in (row.judged, row.decided, row.waiting)]
         table.add_row(row.annotator.name, *counts, "" if row.annotator.active else "inactive")
     Console(highlight=False).print(table)
+    _warn(store)
+
+
+def _warn(store: Store) -> None:
+    """Say why the review could not come to its end with these people."""
+    for obstacle in store.queues.obstacles():
+        print(f"note: {obstacle}", file=sys.stderr)
 
 
 def serve(store: Store, settings: ProjectSettings, options: Namespace) -> None:

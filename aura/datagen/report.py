@@ -9,7 +9,7 @@ from aura.datagen.store.store import Store
 
 
 def status_report(store: Store) -> dict[str, Any]:
-    """What ``status --json`` prints: the fields of :class:`Status`, ``annotators`` and ``agreement``."""
+    """What ``status --json`` prints: the fields of :class:`Status`, ``annotators``, ``obstacles`` and ``agreement``."""
     agreement = store.reviews.agreement()
     return {
         **dataclasses.asdict(store.status()),
@@ -23,6 +23,7 @@ def status_report(store: Store) -> dict[str, Any]:
             }
             for p in store.queues.progress()
         ],
+        "obstacles": store.queues.obstacles(),
         "agreement": {
             "pairs": agreement.pairs,
             "unanimous": agreement.unanimous,

@@ -121,8 +121,8 @@ def result_of() -> Callable[..., GenerationResult]:
 def in_review(make_store, recipe, result_of) -> Callable[..., Store]:
     """``in_review(2)``: a project whose images all have three pairs that wait for review."""
 
-    def make(number: int = 1) -> Store:
-        store = make_store(number)
+    def make(number: int = 1, name: str = "project.sqlite") -> Store:
+        store = make_store(number, name)
         for job in store.jobs.claim(recipe, limit=number):
             assert store.answers.take(job, result_of(job))
         return store

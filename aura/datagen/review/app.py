@@ -91,6 +91,8 @@ def serve(
         )
     if not store.annotators.all():
         print("nobody can log in yet: add people with scripts/review.py add-annotator NAME", file=sys.stderr)
+    for obstacle in store.queues.obstacles():
+        print(f"note: {obstacle}", file=sys.stderr)
     config = uvicorn.Config(
         app,
         log_level="warning",

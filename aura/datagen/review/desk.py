@@ -264,7 +264,7 @@ class Desk:
         own = [v for v in self.reviews.verdicts(pair.id) if v.annotator == annotator.name and not v.replaced]
         if own:
             text = self._text_of(pair, own[-1].text_version)
-            message = "You judged this pair already, and the other reviewer disagreed; somebody else decides now."
+            message = "You judged this pair already, and the others disagreed; somebody else decides now."
             return Collision("disputed", message, text, f"Your verdict: {own[-1].decision}", None)
         return Collision("taken", "Enough others have judged this pair meanwhile.", pair.text, "As it stands", None)
 
@@ -278,7 +278,7 @@ class Desk:
             message = "You sent another verdict on this pair meanwhile, from another window."
             raise Collision("judged", message, text, f"Your verdict there: {task.own.decision}", now)
         if now.kind != base.kind:
-            message = "Two others have judged this pair meanwhile and disagree: look at what they propose, and decide."
+            message = "Others have judged this pair meanwhile and disagree: look at what they propose, and decide."
             raise Collision("decide", message, task.pair.text, "As it stands", now)
         self._meet_draft(task.draft, typed, base)
 

@@ -263,6 +263,7 @@ class Dashboard:
     progress: tuple[AnnotatorProgress, ...]
     agreement: Agreement
     reviewers: int
+    obstacles: tuple[str, ...]
 
     @property
     def verdicts(self) -> int:
@@ -278,7 +279,9 @@ class Dashboard:
 def dashboard(store: Store) -> Dashboard:
     """Figures of the whole project; they tell nothing about a pair that is still open."""
     queues = store.queues
-    return Dashboard(store.status(), tuple(queues.progress()), store.reviews.agreement(), queues.reviewers)
+    return Dashboard(
+        store.status(), tuple(queues.progress()), store.reviews.agreement(), queues.reviewers, tuple(queues.obstacles())
+    )
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,25 @@ def same_text(one: PairText, other: PairText) -> bool:
     return one.normalised() == other.normalised()
 
 
+def majority(opinions: Sequence[Opinion]) -> int | None:
+    """The first of those opinions that more than half share; ``None`` without such a majority.
+
+    To share an opinion is to decide alike and, with an edit, to write the same text with the same objects. Of two
+    annotators both must.
+    """
+    for number, one in enumerate(opinions):
+        if 2 * sum(_alike(one, other) for other in opinions) > len(opinions):
+            return number
+    return None
+
+
 def agree(opinions: Sequence[Opinion]) -> bool:
-    """Whether all decided alike and, where they edited, wrote the same text with the same objects."""
-    first = opinions[0]
-    return all(o.decision == first.decision for o in opinions) and (
-        first.decision != "edit" or all(same_text(o.text, first.text) for o in opinions)
-    )
+    """Whether all share one opinion."""
+    return all(_alike(opinions[0], other) for other in opinions)
+
+
+def _alike(one: Opinion, other: Opinion) -> bool:
+    return one.decision == other.decision and (one.decision != "edit" or same_text(one.text, other.text))
 
 
 def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:

@@ -1,4 +1,4 @@
-"""The project's SQLite file: its tables, and connections that several threads and processes may use at once."""
+"""A connection to the project's SQLite file, which several threads and processes may use at once."""
 
 from __future__ import annotations
 
@@ -11,130 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aura.datagen.store.tables import FILL_QUEUES, QUEUES, TABLES
+
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 60.0
 """How long a transaction waits for another process's; each takes milliseconds."""
-
-TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-
-CREATE TABLE images (
-    id INTEGER PRIMARY KEY,
-    image_id INTEGER NOT NULL UNIQUE,
-    source INTEGER NOT NULL,
-    split TEXT NOT NULL,
-    file_name TEXT NOT NULL,
-    digest TEXT NOT NULL,
-    picture_sha256 TEXT NOT NULL,
-    object_ids TEXT NOT NULL,
-    record BLOB NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'generated', 'failed')),
-    round INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    not_before REAL NOT NULL DEFAULT 0,
-    owner TEXT,
-    lease REAL,
-    key TEXT,
-    reason TEXT,
-    detail TEXT
-);
-CREATE INDEX images_by_state ON images (state, id);
-CREATE INDEX images_by_owner ON images (owner) WHERE owner IS NOT NULL;
-
-CREATE TABLE calls (
-    id INTEGER PRIMARY KEY,
-    image INTEGER NOT NULL REFERENCES images (id),
-    round INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    outcome TEXT NOT NULL DEFAULT 'open'
-        CHECK (outcome IN ('open', 'answered', 'reused', 'duplicate', 'failed', 'lost', 'not_sent')),
-    started REAL NOT NULL,
-    finished REAL,
-    generator TEXT NOT NULL,
-    model TEXT NOT NULL,
-    prompt_version TEXT NOT NULL,
-    input_tokens INTEGER NOT NULL DEFAULT 0,
-    output_tokens INTEGER NOT NULL DEFAULT 0,
-    cost REAL NOT NULL DEFAULT 0,
-    reason TEXT,
-    detail TEXT,
-    finish_reason TEXT,
-    raw TEXT,
-    pairs TEXT
-);
-CREATE UNIQUE INDEX one_open_call ON calls (image) WHERE outcome = 'open';
-CREATE INDEX calls_by_key ON calls (key) WHERE outcome = 'answered';
-CREATE INDEX calls_by_image ON calls (image);
-CREATE INDEX calls_by_outcome ON calls (outcome);
-
-CREATE TABLE pairs (
-    id INTEGER PRIMARY KEY,
-    image INTEGER NOT NULL REFERENCES images (id),
-    position INTEGER NOT NULL,
-    follows INTEGER REFERENCES pairs (id),
-    state TEXT NOT NULL CHECK (state IN ('generated', 'failed', 'in_review', 'changed', 'accepted', 'rejected')),
-    disputed INTEGER NOT NULL DEFAULT 0,
-    version INTEGER NOT NULL,
-    UNIQUE (image, position)
-);
-CREATE INDEX pairs_by_state ON pairs (state, disputed, image, position);
-
-CREATE TABLE pair_versions (
-    pair INTEGER NOT NULL REFERENCES pairs (id),
-    version INTEGER NOT NULL,
-    question TEXT NOT NULL,
-    answer TEXT NOT NULL,
-    objects TEXT NOT NULL,
-    author TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    problems TEXT NOT NULL DEFAULT '[]',
-    call INTEGER REFERENCES calls (id),
-    created REAL NOT NULL,
-    PRIMARY KEY (pair, version)
-) WITHOUT ROWID;
-CREATE TRIGGER versions_stay BEFORE DELETE ON pair_versions
-    BEGIN SELECT RAISE(ABORT, 'the history of a pair is never deleted'); END;
-CREATE TRIGGER versions_stand BEFORE UPDATE OF pair, version, question, answer, objects, author ON pair_versions
-    BEGIN SELECT RAISE(ABORT, 'a version is never rewritten; add another'); END;
-
-CREATE TABLE annotators (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE COLLATE NOCASE,
-    salt BLOB NOT NULL,
-    token_hash BLOB NOT NULL,
-    active INTEGER NOT NULL DEFAULT 1,
-    created REAL NOT NULL
-);
-
-CREATE TABLE verdicts (
-    id INTEGER PRIMARY KEY,
-    pair INTEGER NOT NULL,
-    version INTEGER NOT NULL,
-    annotator INTEGER NOT NULL REFERENCES annotators (id),
-    decision TEXT NOT NULL CHECK (decision IN ('accept', 'edit', 'reject')),
-    text_version INTEGER NOT NULL,
-    note TEXT NOT NULL DEFAULT '',
-    final INTEGER NOT NULL DEFAULT 0,
-    replaced INTEGER NOT NULL DEFAULT 0,
-    created REAL NOT NULL,
-    FOREIGN KEY (pair, version) REFERENCES pair_versions (pair, version),
-    FOREIGN KEY (pair, text_version) REFERENCES pair_versions (pair, version)
-);
-CREATE UNIQUE INDEX one_verdict_each ON verdicts (pair, annotator) WHERE replaced = 0;
-CREATE INDEX verdicts_by_annotator ON verdicts (annotator, replaced);
-CREATE TRIGGER verdicts_stay BEFORE DELETE ON verdicts
-    BEGIN SELECT RAISE(ABORT, 'a verdict is never deleted; it can be replaced'); END;
-
-CREATE TABLE drafts (
-    pair INTEGER NOT NULL REFERENCES pairs (id),
-    annotator INTEGER NOT NULL REFERENCES annotators (id),
-    version INTEGER NOT NULL,
-    content TEXT NOT NULL,
-    saved REAL NOT NULL,
-    PRIMARY KEY (pair, annotator)
-) WITHOUT ROWID;
-"""
 
 
 class Database:
@@ -170,12 +51,13 @@ class Database:
             if create:
                 self._create()
             self._check_version()
+            self._add_queues()
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path}: is not a project file of this program ({error})") from error
 
     def _create(self) -> None:
         with self.write() as cursor:
-            for statement in _statements(TABLES):
+            for statement in _statements(TABLES + QUEUES):
                 cursor.execute(statement)
             cursor.execute("INSERT INTO meta VALUES ('schema_version', ?)", [json.dumps(SCHEMA_VERSION)])
 
@@ -186,6 +68,15 @@ class Database:
                 f"{self.path}: has schema version {version}, this program reads {SCHEMA_VERSION}; "
                 "use the version of the program that made it"
             )
+
+    def _add_queues(self) -> None:
+        """Give a project the tables of the queues, if it was made before there were any."""
+        known = "SELECT 1 FROM sqlite_master WHERE name = 'tallies'"
+        if self.row(known) is None:
+            with self.write() as cursor:
+                if cursor.execute(known).fetchone() is None:
+                    for statement in _statements(QUEUES + FILL_QUEUES):
+                        cursor.execute(statement)
 
     def close(self) -> None:
         """Close the connection; the file is complete without it."""

@@ -1,12 +1,12 @@
 """Which pairs wait for which annotator, and how far each of them is.
 
 Images are dealt to the active annotators in turn, all pairs of an image to the same ones, so that three annotators
-judge two thirds of the images each and decide about the last third.
+judge two thirds of the images each and decide about the last third. Triggers of the database keep the queues
+(:data:`aura.datagen.store.tables.QUEUES`), so that reading one costs the same however long it is.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,8 @@ DEFAULT_REVIEWERS = 2
 
 Kind = Literal["judge", "decide"]
 """``judge`` a pair unseen by others' eyes; ``decide`` one that others disagree about."""
+KINDS: tuple[Kind, Kind] = ("decide", "judge")
+"""As the table ``queue`` numbers them."""
 
 
 @dataclass(frozen=True)
@@ -52,46 +54,55 @@ class Queues:
 
     def of(self, annotator: Annotator, limit: int = 50) -> list[QueueItem]:
         """What waits for an annotator: disputes to decide first, then pairs to judge, image by image."""
-        found: list[QueueItem] = []
-        for kind, sql, values in self._waiting(annotator):
-            sql = f"SELECT p.id, i.image_id, p.position {sql} ORDER BY p.image, p.position LIMIT ?"
-            rows = self.database.rows(sql, [*values, limit - len(found)])
-            found += [QueueItem(row["id"], row["image_id"], row["position"], kind) for row in rows]
-        return found
+        rows = self.database.rows(
+            "SELECT q.pair, i.image_id, q.position, q.kind FROM queue q JOIN images i ON i.id = q.image "
+            "WHERE q.annotator = ? ORDER BY q.kind, q.image, q.position LIMIT ?",
+            [annotator.id, limit],
+        )
+        return [QueueItem(row["pair"], row["image_id"], row["position"], KINDS[row["kind"]]) for row in rows]
 
     def num_waiting(self, annotator: Annotator) -> int:
         """Length of the queue."""
-        waiting = self._waiting(annotator)
-        return sum(int(self.database.value(f"SELECT count(*) {sql}", values)) for _, sql, values in waiting)
-
-    def _waiting(self, annotator: Annotator) -> list[tuple[Kind, str, list[int]]]:
-        """The queries of what waits for an annotator, each with its values; none for an inactive one."""
-        active = [a.id for a in self.annotators.all() if a.active]
-        if annotator.id not in active:
-            return []
-        turn = [active.index(annotator.id), len(active), self.reviewers, self.reviewers]
-        return [("decide", _DISPUTES, [annotator.id]), ("judge", _UNJUDGED, [annotator.id, *turn])]
+        return int(self.database.value("SELECT waiting FROM tallies WHERE annotator = ?", [annotator.id]) or 0)
 
     def progress(self) -> list[AnnotatorProgress]:
         """How far each annotator is."""
-        counts = Counter[tuple[int, int]]()
-        for row in self.database.rows(
-            "SELECT annotator, final, count(*) AS n FROM verdicts WHERE replaced = 0 GROUP BY annotator, final"
-        ):
-            counts[row["annotator"], row["final"]] = row["n"]
-        people = self.annotators.all()
-        return [AnnotatorProgress(a, counts[a.id, 0], counts[a.id, 1], self.num_waiting(a)) for a in people]
+        tallies = {row["annotator"]: row for row in self.database.rows("SELECT * FROM tallies")}
+        return [
+            AnnotatorProgress(a, *(tallies[a.id][key] for key in ("judged", "decided", "waiting")))
+            for a in self.annotators.all()
+        ]
 
     def num_disputed(self) -> int:
         """Pairs that wait for somebody to decide."""
         return int(self.database.value("SELECT count(*) FROM pairs WHERE state = 'in_review' AND disputed = 1"))
 
+    def obstacles(self) -> list[str]:
+        """Why the review cannot come to its end with the people who are active now, each with what to do."""
+        active, reviewers = sum(a.active for a in self.annotators.all()), self.reviewers
+        if not active:
+            return []
+        found = []
+        if active < reviewers:
+            found.append(
+                f"each pair needs {reviewers} verdicts and {active} {_people(active)} active: no pair can be decided; "
+                "add annotators"
+            )
+        elif active == reviewers == 2:
+            found.append("two people judge every pair and nobody is left to decide where they disagree; add a third")
+        stuck = int(
+            self.database.value(
+                "SELECT count(*) FROM pairs p WHERE p.state = 'in_review' AND p.disputed = 1 "
+                "AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.pair = p.id)"
+            )
+        )
+        if stuck:
+            found.append(
+                f"{stuck} disputed {'pair waits' if stuck == 1 else 'pairs wait'} for somebody who has not judged "
+                "yet, and all who are active have; add an annotator"
+            )
+        return found
 
-_OPEN = """
-FROM pairs p JOIN images i ON i.id = p.image WHERE p.state = 'in_review' AND p.disputed = {disputed}
-AND NOT EXISTS (SELECT 1 FROM verdicts v WHERE v.pair = p.id AND v.annotator = ? AND v.replaced = 0)
-"""
-_DISPUTES = _OPEN.format(disputed=1)
-_UNJUDGED = f"""{_OPEN.format(disputed=0)}
-AND ((? + p.image) % ?) < ? AND (SELECT count(*) FROM verdicts v WHERE v.pair = p.id AND v.replaced = 0) < ?
-"""
+
+def _people(number: int) -> str:
+    return "annotator is" if number == 1 else "annotators are"

@@ -1,8 +1,8 @@
 """Review: what annotators said about a pair, and what follows from it.
 
-Each pair is judged by ``reviewers`` annotators (two) who see nothing of each other's verdict. Where they agree, that
-is the outcome: accepted, changed (all wrote the same text) or rejected. Where they do not, an annotator who has not
-judged it sees what was proposed and decides.
+Each pair is judged by ``reviewers`` annotators (two) who see nothing of each other's verdict. What more than half of
+them say is the outcome: accepted, changed (they wrote the same text) or rejected. Without such a majority, as when two
+disagree, an annotator who has not judged the pair sees what was proposed and decides.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aura.datagen.store.agreement import (
     Opinion,
     PairText,
     agree,
+    majority,
     measure,
     same_text,
 )
@@ -262,8 +263,9 @@ class Reviews:
         if len(standing) < self.queues.reviewers:
             return
         texts = {v.version: v.text for v in self.pairs.history(pair_id)}
-        if agree([Opinion(v.decision, texts[v.text_version]) for v in standing]):
-            self._decide(pair_id, standing[0].decision, standing[0].text_version)
+        shared = majority([Opinion(v.decision, texts[v.text_version]) for v in standing])
+        if shared is not None:
+            self._decide(pair_id, standing[shared].decision, standing[shared].text_version)
         else:
             with self.database.write() as cursor:
                 cursor.execute("UPDATE pairs SET disputed = 1 WHERE id = ?", [pair_id])
@@ -290,17 +292,19 @@ class Reviews:
 
     def agreement(self) -> Agreement:
         """Agreement of the independent verdicts; those that decided a dispute do not count."""
-        decisions: dict[int, dict[str, Decision]] = {}
+        opinions: dict[int, dict[str, Opinion]] = {}
         for row in self.database.rows(
-            "SELECT v.pair, a.name, v.decision FROM verdicts v JOIN annotators a ON a.id = v.annotator "
+            "SELECT v.pair, a.name, v.decision, t.question, t.answer, t.objects FROM verdicts v "
+            "JOIN annotators a ON a.id = v.annotator "
+            "JOIN pair_versions t ON t.pair = v.pair AND t.version = v.text_version "
             "WHERE v.replaced = 0 AND v.final = 0 ORDER BY v.pair, v.id"
         ):
-            decisions.setdefault(row["pair"], {})[row["name"]] = row["decision"]
-        contested = self.database.rows(
-            "SELECT id FROM pairs WHERE disputed = 1 UNION SELECT pair FROM verdicts WHERE final = 1"
-        )
+            text = PairText(row["question"], row["answer"], tuple(json.loads(row["objects"])))
+            opinions.setdefault(row["pair"], {})[row["name"]] = Opinion(row["decision"], text)
+        contested = {pair for pair, by_name in opinions.items() if not agree(list(by_name.values()))}
+        decisions = {pair: {name: o.decision for name, o in by_name.items()} for pair, by_name in opinions.items()}
         names = [annotator.name for annotator in self.annotators.all()]
-        return measure(decisions, {row[0] for row in contested}, names, self.queues.reviewers)
+        return measure(decisions, contested, names, self.queues.reviewers)
 
 
 _VERDICTS = """

@@ -623,3 +623,11 @@ def test_mistakes_in_calling_the_script_are_one_line(project: Project, script):
     ):
         code, _, err = script(*arguments)
         assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+def test_the_dashboard_says_when_nobody_can_decide(project: Project, script):
+    assert "add a third" not in project.browser("Ada").open("/dashboard")
+    code, _, err = script("deactivate", "Edsger")
+    assert code == 0 and "note: two people judge every pair" in err
+    assert "Two people judge every pair and nobody is left to decide" in project.browser("Ada").open("/dashboard")
+    assert "add a third" in script("list")[2]
