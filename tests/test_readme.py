@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OUR_FILES = [page for page in PAGES if page.name != "formats.md"]  # that page names files of other projects
 COMMAND = re.compile(r"(?<![\w/])((?:scripts/)?[a-z_]+\.py)((?:[ \\\n]+(?!`)[^\s`|]+)*)")
 
