@@ -209,7 +209,7 @@ def pair_by_overlap(true: Sequence[MaskPair], predicted: Sequence[MaskPair]) -> 
 
 
 def best_assignment(gain: np.ndarray) -> list[tuple[int, int]]:
-    """The Hungarian match: the first, in order, of the assignments (row, column) of largest ``gain`` [rows, columns]."""
+    """The Hungarian match: the first in order of the assignments (row, column) of largest ``gain`` [rows, columns]."""
 
     def best(rows: Sequence[int], columns: Sequence[int]) -> float:
         if not rows or not columns:
