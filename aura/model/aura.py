@@ -25,6 +25,7 @@ from aura.model.generation import AnswerWriter
 from aura.model.mllm import Mllm, packed_attention_mask, widen_projector
 from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
 from aura.model.segmentation import PromptEncoder
+from aura.model.tiny_vit import build_sam
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
 
 OBJECTS_AT_ONCE = 16
@@ -57,6 +58,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         "LlamaDecoderLayer",
         "CLIPEncoderLayer",
         "SamVisionLayer",
+        "TinyVitEncoder",
         "PromptEncoder",
         "SamMaskDecoder",
         "OcclusionConditionEncoder",
@@ -90,7 +92,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         if llava is None:
             llava = LlavaForConditionalGeneration(config.llava_config)
             widen_projector(llava, config.image_token_merge)
-        sam = SamModel(config.sam_config) if sam is None else sam
+        sam = build_sam(config.sam_config) if sam is None else sam
         self.mllm = Mllm(llava, config.lora, config.image_token_merge)
         self.image_encoder = sam.vision_encoder
         hidden_size = config.llava_config.text_config.hidden_size

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aura.model.configuration import AuraConfig
+from aura.model.tiny_vit import EXPANSION, has_tiny_vit
 
 FLOAT = 4
 
@@ -193,6 +194,10 @@ def _mask_losses(
 def _sam_encoder(config: AuraConfig, w: int) -> int:
     """Bytes for one image without gradient: a global layer's relative positions for all pairs, twice; some maps."""
     vision = config.sam_config.vision_config
+    if has_tiny_vit(
+        config.sam_config
+    ):  # its first stage: a widened map at a quarter of the side, before and after GELU
+        return int(w * 3 * EXPANSION * vision.widths[0] * (vision.image_size // 4) ** 2)
     positions = (vision.image_size // vision.patch_size) ** 2
     return w * (2 * vision.num_attention_heads * positions**2 + positions * (6 * vision.hidden_size + vision.mlp_dim))
 

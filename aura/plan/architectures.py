@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 
 from aura.config import LoraSettings, ModelSettings
 from aura.model.configuration import AuraConfig
+from aura.model.tiny_vit import SIZES, mobile_sam_config
 from aura.weights import read_config
 from aura.weights.llava import v1_config
 from aura.weights.sam import VARIANTS
@@ -58,7 +59,8 @@ MLLMS: dict[str, dict[str, Any]] = {
 """Known language models; those of LLaVA 1.5 see 336 px. SmolLM2-135M comes without a tower, with a new projector."""
 
 SAMS = {variant.name.lower().replace("-", "_"): width for width, variant in sorted(VARIANTS.items())}
-"""``vit_b``, ``vit_l`` and ``vit_h``, with the width of their encoders."""
+SAMS["mobile_sam"] = SIZES["widths"][-1]
+"""``vit_b``, ``vit_l``, ``vit_h`` and ``mobile_sam``, with the width of their encoders."""
 
 
 def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None = None) -> tuple[AuraConfig, list[str]]:
@@ -157,7 +159,9 @@ def _sam(settings: ModelSettings, known: str | None) -> tuple[SamConfig, str]:
 
 
 def sam_of(name: str) -> SamConfig:
-    """The released SAM ``vit_b``, ``vit_l`` or ``vit_h``."""
+    """The released SAM ``vit_b``, ``vit_l`` or ``vit_h``, or ``mobile_sam``."""
+    if name == "mobile_sam":
+        return mobile_sam_config()
     width = SAMS[name]
     _, depth, heads, global_layers = VARIANTS[width]
     return SamConfig(
@@ -173,6 +177,8 @@ def sam_of(name: str) -> SamConfig:
 
 
 def _recognise_sam(path: str | None) -> str:
+    if re.search(r"mobile[-_]?sam", Path(path or "").name.lower()):
+        return "mobile_sam"
     found = re.search(r"vit[-_]?(base|large|huge|b|l|h)(?![a-z])", Path(path or "").name.lower())
     return f"vit_{found[1][0]}" if found else ""
 

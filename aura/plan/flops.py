@@ -6,8 +6,10 @@ Legend: as in :mod:`aura.plan.activations`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from aura.model.configuration import AuraConfig
+from aura.model.tiny_vit import EXPANSION, has_tiny_vit
 from aura.plan.activations import Workload, _grid
 
 
@@ -43,6 +45,8 @@ def step_flops(config: AuraConfig, work: Workload, *, checkpointing: bool, encod
 def sam_flops(config: AuraConfig) -> int:
     """One image through SAM's encoder."""
     vision = config.sam_config.vision_config
+    if has_tiny_vit(config.sam_config):
+        return _tiny_vit_flops(vision)
     side, width = vision.image_size // vision.patch_size, vision.hidden_size
     head_dim = width // vision.num_attention_heads
     window = vision.window_size
@@ -56,6 +60,29 @@ def sam_flops(config: AuraConfig) -> int:
         total += 2 * 2 * tokens * vision.num_attention_heads * span * head_dim  # relative positions, both axes
         total += 2 * side**2 * 2 * width * vision.mlp_dim
     return total + 2 * side**2 * (width * vision.output_channels + 9 * vision.output_channels**2)
+
+
+def _tiny_vit_flops(vision: Any) -> int:
+    """One image through MobileSAM's encoder. A convolution of each channel by itself costs 9 products a place."""
+    first, inner = vision.widths[0], vision.widths[0] // 2
+    side = vision.image_size // 4
+    total = 2 * (2 * side) ** 2 * 27 * inner + 2 * side**2 * 9 * inner * first
+    for stage, width in enumerate(vision.widths):
+        wide = EXPANSION * width
+        for _ in range(vision.depths[stage]):
+            if stage == 0:
+                total += 2 * side**2 * (2 * width * wide + 9 * wide)
+                continue
+            window = vision.windows[stage]
+            places = (-(-side // window) * window) ** 2
+            total += 2 * places * 4 * width**2 + 4 * places * window**2 * width
+            total += 2 * side**2 * (9 * width + 2 * width * wide)
+        if stage + 1 < len(vision.widths):
+            after, below = vision.widths[stage + 1], side // 2 if stage < 2 else side
+            total += 2 * side**2 * width * after + 2 * below**2 * (9 * after + after**2)
+            side = below
+    channels = vision.output_channels
+    return total + 2 * side**2 * (vision.widths[-1] * channels + 9 * channels**2)
 
 
 def clip_flops(config: AuraConfig) -> int:

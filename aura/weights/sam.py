@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import SamConfig, SamModel
 
+from aura.model.tiny_vit import MobileSam, has_tiny_vit, mobile_sam_config
+from aura.weights import mobile_sam
 from aura.weights.files import PartReport, load_pretrained, read_config, read_tensors
 
 
@@ -81,7 +83,8 @@ def load_sam(path: str | Path, *, dtype: torch.dtype, allow_random: bool = False
             f"model.sam: {path}/config.json describes model_type {config.get('model_type')!r} "
             f"({config.get('architectures')}), not SAM (model_type 'sam')"
         )
-    return load_pretrained(SamModel, "sam", path, "model.sam", dtype, allow_random)
+    kind = MobileSam if has_tiny_vit(SamConfig(**config)) else SamModel
+    return load_pretrained(kind, "sam", path, "model.sam", dtype, allow_random)
 
 
 def sam_from_state(state: Mapping[str, torch.Tensor], source: str, dtype: torch.dtype) -> tuple[SamModel, str]:
@@ -96,11 +99,14 @@ def sam_from_state(state: Mapping[str, torch.Tensor], source: str, dtype: torch.
         ValueError: Not SAM, or a tensor is missing, too many, or of a shape that the variant does not have.
     """
     state = {name: value for name, value in state.items() if name not in PIXEL_STATISTICS}
+    if mobile_sam.MARK in state:
+        state = mobile_sam.folded(state)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     config, variant = sam_config(shapes, source)
     try:
         with torch.device("meta"):
-            model: Any = SamModel._from_config(config, attn_implementation="sdpa")
+            kind: Any = MobileSam if has_tiny_vit(config) else SamModel
+            model: Any = kind._from_config(config, attn_implementation="sdpa")
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{source} has sizes that no SAM can have ({error}); download an official file") from error
     wanted = {upstream_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
@@ -140,6 +146,8 @@ def sam_config(shapes: Mapping[str, tuple[int, ...]], source: str) -> tuple[SamC
 
 
 def _sam_config(shapes: Mapping[str, tuple[int, ...]]) -> tuple[SamConfig, str]:
+    if "image_encoder.patch_embed.0.weight" in shapes:
+        return mobile_sam_config(mobile_sam.sizes_of(shapes)), "MobileSAM"
     _, grid, _, width = shapes["image_encoder.pos_embed"]
     patch = shapes["image_encoder.patch_embed.proj.weight"][-1]
     rel_pos = {

@@ -17,6 +17,7 @@ from aura.data.collate import collate
 from aura.data.feature_cache import FeatureCache
 from aura.losses import AuraCriterion
 from aura.model import AuraConfig
+from aura.model.tiny_vit import build_sam
 from aura.plan import GPUS, Workload, describe, make_plan
 from aura.plan.activations import features_bytes, saved
 from aura.plan.architectures import MLLMS, SAMS, sam_of
@@ -320,3 +321,13 @@ def test_the_script_takes_overrides_and_names_what_is_wrong(capsys):
         capsys, "--config", config, "--train.zero_stage", 3, "--sam", "vit_b", "--json", "--gpu", "a100"
     )
     assert code == 0 and next(row for row in json.loads(printed.out)["memory"] if row["chosen"])["zero_stage"] == 3
+
+
+def test_mobile_sams_encoder_costs_what_torch_counts():
+    config = AuraConfig(llava_config=LlavaConfig(), sam_config=sam_of("mobile_sam"))
+    with torch.device("meta"):
+        encoder = build_sam(config.sam_config).vision_encoder
+        pixels = torch.empty(1, 3, 1024, 1024)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        encoder(pixels)
+    assert sam_flops(config) == counter.get_total_flops()
