@@ -87,7 +87,8 @@ class AuraCriterion:
     """Compares an :class:`AuraOutput` with its :class:`Batch`.
 
     Text is averaged over the batch's supervised tokens, mask terms over its ``[SEG]`` objects. Pixels outside the image
-    (SAM's padding) never count. Without any ``[SEG]`` the mask terms are 0.
+    (SAM's padding) never count. Without any ``[SEG]`` the mask terms are 0. Objects whose whole shape is not known
+    (``Batch.shape_known``) count for the text and the visible mask alone.
 
     Args:
         settings: The weights and the resolution at which masks are compared.
@@ -108,8 +109,12 @@ class AuraCriterion:
         num_objects = len(batch.seg_image)
         if num_objects == 0:
             return terms
+        # An object of unknown shape counts for what can be seen of it, and for nothing that asks for its whole.
+        known = batch.shape_known.float()
+        num_known = known.sum().clamp(min=1)
         if output.occlusion_rate is not None:
-            terms["occlusion_rate"] = F.mse_loss(output.occlusion_rate.float(), batch.occlusion_rates.float())
+            errors = (output.occlusion_rate.float() - batch.occlusion_rates.float()).square()
+            terms["occlusion_rate"] = (errors * known).sum() / num_known
         # One image at a time: the images' sizes differ, and only one image's full-size maps have to be built at once.
         for image, geometry in enumerate(batch.geometries):
             mine = (batch.seg_image == image).nonzero().squeeze(1)
@@ -122,7 +127,10 @@ class AuraCriterion:
             height, width = geometry.original
             losses = in_chunks(compare, rows, max(1, PIXELS_AT_ONCE // (height * width)))
             for name, values in losses.items():
-                terms[name] = terms[name] + values.sum() / num_objects
+                if name.startswith("visible"):
+                    terms[name] = terms[name] + values.sum() / num_objects
+                else:
+                    terms[name] = terms[name] + (values * known[mine]).sum() / num_known
         return terms
 
     def _compare(

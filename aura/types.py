@@ -75,14 +75,15 @@ class Conversation:
 class AmodalObject:
     """One annotated object; the visible mask lies within the amodal mask.
 
-    ``occlusion_rate`` = 1 - |visible| / |amodal|, in [0, 1]; ``occluded_by`` holds annotation ids.
+    ``occlusion_rate`` = 1 - |visible| / |amodal|, in [0, 1]; ``occluded_by`` holds annotation ids. ``amodal`` and
+    ``occlusion_rate`` are ``None`` together, where the whole shape is not known.
     """
 
     id: int
     category: str
     visible: Rle
-    amodal: Rle
-    occlusion_rate: float
+    amodal: Rle | None
+    occlusion_rate: float | None
     occluded_by: tuple[int, ...] = ()
     supercategory: str = ""
 
@@ -102,7 +103,7 @@ class Sample:
         known = {o.id for o in self.objects}
         for obj in self.objects:
             for kind, rle in (("visible", obj.visible), ("amodal", obj.amodal)):
-                if list(rle["size"]) != [self.height, self.width]:
+                if rle is not None and list(rle["size"]) != [self.height, self.width]:
                     raise ValueError(
                         f"image {self.image_id}, annotation {obj.id}: the {kind} mask is {rle['size']} "
                         f"but the image is [{self.height}, {self.width}] (height, width)"
@@ -173,7 +174,8 @@ class Batch:
     seg_index: torch.Tensor  # [N] int64
     seg_image: torch.Tensor  # [N] int64
     seg_object: torch.Tensor  # [N] int64
-    occlusion_rates: torch.Tensor  # [N] float32
+    occlusion_rates: torch.Tensor  # [N] float32, 0 where the shape is not known
+    shape_known: torch.Tensor  # [N] bool; where it is False, the amodal mask is a placeholder
     visible_masks: tuple[torch.Tensor, ...]  # B x [K, H, W] bool
     amodal_masks: tuple[torch.Tensor, ...]  # B x [K, H, W] bool
     records: tuple[SegRecord, ...]  # N

@@ -69,7 +69,7 @@ FULL = ImageGeometry(original=(SIZE, SIZE), resized=(SIZE, SIZE), padded=SIZE)
 WIDE = ImageGeometry(original=(SIZE // 2, SIZE), resized=(SIZE // 2, SIZE), padded=SIZE)  # lower half is padding
 
 
-def make_batch(geometries, masks, seg_image, seg_object, rates):
+def make_batch(geometries, masks, seg_image, seg_object, rates, known=None):
     """``masks``: per image a pair (visible, amodal) of bool [K, H, W]."""
     count = len(seg_image)
     return Batch(
@@ -84,6 +84,7 @@ def make_batch(geometries, masks, seg_image, seg_object, rates):
         seg_image=torch.tensor(seg_image, dtype=torch.long),
         seg_object=torch.tensor(seg_object, dtype=torch.long),
         occlusion_rates=torch.tensor(rates, dtype=torch.float32),
+        shape_known=torch.ones(count, dtype=torch.bool) if known is None else torch.tensor(known),
         visible_masks=tuple(v for v, _ in masks),
         amodal_masks=tuple(a for _, a in masks),
         records=tuple(SegRecord(0, 0, 0, i, i) for i in range(count)),
@@ -203,3 +204,32 @@ def test_half_precision_logits_are_compared_in_fp32():
     assert losses.visible_bce.dtype == losses.visible_dice.dtype == losses.total.dtype == torch.float32
     losses.total.backward()
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("resolution", ["image", "decoder"])
+def test_an_object_of_unknown_shape_counts_for_its_visible_mask_alone(resolution):
+    torch.manual_seed(0)
+    criterion = AuraCriterion(LossSettings(mask_resolution=resolution))
+    seen, whole = left_half(), torch.ones(1, SIZE, SIZE, dtype=torch.bool)
+    visible, amodal = torch.randn(2, SIZE, SIZE), torch.randn(2, SIZE, SIZE)
+    spatial, rates = torch.randn(2, 3, SIZE, SIZE), torch.tensor([0.2, 0.9])
+    output = make_output(visible, amodal, rates, spatial)
+
+    def batch(known):  # the placeholder of the second object's amodal mask is its visible mask
+        masks = (torch.cat([seen, seen]), torch.cat([whole, seen]))
+        return make_batch([FULL], [masks], [0, 0], [0, 1], [0.5, 0.0], known)
+
+    mixed = criterion(output, batch([True, False]))
+    first = criterion(
+        make_output(visible[:1], amodal[:1], rates[:1], spatial[:1]),
+        make_batch([FULL], [(seen, whole)], [0], [0], [0.5]),
+    )
+    both = criterion(output, batch([True, True]))
+    for name in ("amodal_bce", "amodal_dice", "occlusion_rate", "spatial"):
+        assert getattr(mixed, name).item() == pytest.approx(getattr(first, name).item()), name
+        assert getattr(mixed, name).item() != pytest.approx(getattr(both, name).item()), name
+    for name in ("visible_bce", "visible_dice"):
+        assert getattr(mixed, name).item() == pytest.approx(getattr(both, name).item()), name
+    none = criterion(output, batch([False, False]))
+    assert none.amodal_bce.item() == none.amodal_dice.item() == none.occlusion_rate.item() == none.spatial.item() == 0
+    assert none.total.isfinite()

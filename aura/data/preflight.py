@@ -155,7 +155,8 @@ def check_sample(sample: Sample, tokenizer: ConversationTokenizer) -> list[BadRe
     for obj in sample.objects:
         for kind, mask in (("visible", obj.visible), ("amodal", obj.amodal)) if obj.id in named else ():
             try:
-                rle_area(mask)
+                if mask is not None:
+                    rle_area(mask)
             except ValueError as error:
                 where = f"image {sample.image_id}, annotation {obj.id}: the {kind} mask"
                 bad.append(BadRecord(sample.image_id, None, f"{where}: {error}; correct the mask"))

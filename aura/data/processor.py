@@ -56,11 +56,14 @@ class ImageInputs:
 
 
 class SegTarget(NamedTuple):
-    """What a ``[SEG]`` stands for: its origin, the row of its masks, and its occlusion rate in [0, 1]."""
+    """What a ``[SEG]`` stands for: its origin, the row of its masks, and its occlusion rate in [0, 1].
+
+    The rate is ``None`` where the object's whole shape is not known; its amodal mask is then a placeholder.
+    """
 
     record: SegRecord
     row: int
-    occlusion_rate: float
+    occlusion_rate: float | None
 
 
 @dataclass
@@ -224,7 +227,8 @@ def _mask_tensor(objects: Sequence[AmodalObject], kind: str, sample: Sample) -> 
     masks = torch.zeros(len(objects), sample.height, sample.width, dtype=torch.bool)
     for row, obj in enumerate(objects):
         try:
-            masks[row] = torch.from_numpy(decode_rle(getattr(obj, kind)))
+            rle = getattr(obj, kind)
+            masks[row] = torch.from_numpy(decode_rle(obj.visible if rle is None else rle))
         except ValueError as error:
             raise ValueError(f"image {sample.image_id}, annotation {obj.id}: the {kind} mask: {error}") from error
     return masks

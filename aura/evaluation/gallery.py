@@ -12,9 +12,9 @@ from PIL import Image
 from aura.data.images import load_image
 from aura.drawing.visualize import SheetRow, ShownObject, contact_sheet
 from aura.evaluation.metrics import score_object
-from aura.evaluation.scoring import PredictedAnswer, TurnKey
+from aura.evaluation.scoring import PredictedAnswer, TurnKey, true_masks
 from aura.files import write_bytes, write_json
-from aura.masks import decode_rle, encode_rle
+from aura.masks import encode_rle
 from aura.ranks import gather, rank_and_world
 from aura.types import MaskPair, Sample, SegRecord
 
@@ -65,7 +65,7 @@ def sheet_row(sample: Sample, key: TurnKey, answer: PredictedAnswer) -> SheetRow
     conversation_id, number = key
     turn = next(c for c in sample.conversations if c.id == conversation_id).turns[number]
     objects = {o.id: o for o in sample.objects}
-    true = [MaskPair(decode_rle(objects[i].visible), decode_rle(objects[i].amodal)) for i in turn.objects]
+    true = [true_masks(objects[i], sample) for i in turn.objects]
     predicted = [answer.masks[i] for i in sorted(answer.masks)]
     note = ""
     if len(true) == len(predicted) == 1:

@@ -75,7 +75,8 @@ class ObjectScore:
 
     Areas are in pixels. ``predicted_rate`` is the method's own estimate or, where it gave none, the hidden share of its
     amodal mask; ``None`` without prediction or amodal mask. ``visible_outside`` counts the predicted visible pixels
-    outside the predicted amodal mask. What needs a kind of mask that the method does not predict is ``None``.
+    outside the predicted amodal mask. What needs a kind of mask that the method does not predict, or the whole shape of
+    an object of which it is not known, is ``None``.
     """
 
     record: SegRecord
@@ -86,7 +87,7 @@ class ObjectScore:
     amodal_from_visible: Overlap | None
     invisible: Overlap | None
     true_visible_area: int
-    true_amodal_area: int
+    true_amodal_area: int | None
     predicted_visible_area: int | None
     predicted_amodal_area: int | None
     visible_outside: int | None
@@ -96,7 +97,7 @@ class ObjectScore:
     @property
     def has_hidden_region(self) -> bool:
         """Whether some of the true object is hidden, so that the invisible region can be scored."""
-        return self.true_amodal_area > self.true_visible_area
+        return self.true_amodal_area is not None and self.true_amodal_area > self.true_visible_area
 
     def as_dict(self) -> dict[str, Any]:
         """One flat JSON object: who, how paired, IoUs, pixel counts, rates."""
@@ -148,7 +149,8 @@ def score_object(
 
     Args:
         record: Who the object is.
-        true: Its true masks, bool [H, W], the visible within the amodal one.
+        true: Its true masks, bool [H, W], the visible within the amodal one, which is ``None`` where the object's whole
+            shape is not known: then the visible mask alone is scored.
         predicted: The predicted masks at the same size.
         predicted_index: The prediction's place in the predicted answer.
         masks: The kinds that the method predicts; ``predicted`` has exactly these.
@@ -156,13 +158,14 @@ def score_object(
     present = next(m for pair in (true, predicted) if pair is not None for m in pair[:2] if m is not None)
     target = true if true is not None else blank(present.shape)
     guess = predicted if predicted is not None else blank(present.shape, masks)
-    assert target.visible is not None and target.amodal is not None and guess.kinds == masks
+    assert target.visible is not None and guess.kinds == masks
     credit = true is not None and predicted is not None
 
-    def compare(a: np.ndarray | None, b: np.ndarray) -> Overlap | None:
-        return None if a is None else overlap(a, b)._replace(credit=credit)
+    def compare(a: np.ndarray | None, b: np.ndarray | None) -> Overlap | None:
+        return None if a is None or b is None else overlap(a, b)._replace(credit=credit)
 
-    true_visible, true_amodal = int(np.count_nonzero(target.visible)), int(np.count_nonzero(target.amodal))
+    true_visible = int(np.count_nonzero(target.visible))
+    true_amodal = None if target.amodal is None else int(np.count_nonzero(target.amodal))
     seen = None if guess.visible is None else int(np.count_nonzero(guess.visible))
     whole = None if guess.amodal is None else int(np.count_nonzero(guess.amodal))
     outside, rate = None, guess.occlusion_rate
@@ -178,14 +181,15 @@ def score_object(
         amodal=compare(guess.amodal, target.amodal),
         amodal_from_visible=compare(guess.visible, target.amodal),
         invisible=compare(
-            None if guess.amodal is None else guess.amodal & ~target.visible, target.amodal & ~target.visible
+            None if guess.amodal is None else guess.amodal & ~target.visible,
+            None if target.amodal is None else target.amodal & ~target.visible,
         ),
         true_visible_area=true_visible,
         true_amodal_area=true_amodal,
         predicted_visible_area=seen,
         predicted_amodal_area=whole,
         visible_outside=outside,
-        true_rate=None if true is None else rate_from_areas(true_visible, true_amodal),
+        true_rate=None if true is None or true_amodal is None else rate_from_areas(true_visible, true_amodal),
         predicted_rate=rate,
     )
 

@@ -81,7 +81,7 @@ class Scorer:
     def add(self, sample: Sample, answers: Mapping[TurnKey, PredictedAnswer]) -> None:
         """Score all answers about one image."""
         used = {i for c in sample.conversations for turn in c.turns for i in turn.objects}
-        truth = {o.id: _true_masks(o, sample) for o in sample.objects if o.id in used}
+        truth = {o.id: true_masks(o, sample) for o in sample.objects if o.id in used}
         names = {o.id: o.category for o in sample.objects}
         for conversation in sample.conversations:
             for number, turn in enumerate(conversation.turns):
@@ -173,9 +173,10 @@ def score(
     return scorer.report(name)
 
 
-def _true_masks(obj: AmodalObject, sample: Sample) -> MaskPair:
+def true_masks(obj: AmodalObject, sample: Sample) -> MaskPair:
+    """The masks of an object of ``sample``; without the amodal one where its whole shape is not known."""
     try:
-        return MaskPair(decode_rle(obj.visible), decode_rle(obj.amodal))
+        return MaskPair(decode_rle(obj.visible), None if obj.amodal is None else decode_rle(obj.amodal))
     except ValueError as error:
         raise ValueError(
             f"image {sample.image_id}, annotation {obj.id}: {error}; scripts/validate_dataset.py lists all such flaws"

@@ -169,7 +169,8 @@ class AmodalReasonSeg(Sequence[Sample]):
         for sample in self:
             counts["with"] += bool(sample.conversations)
             counts["occluded"] += sum(bool(o.occluded_by) for o in sample.objects)
-            rates.extend(o.occlusion_rate for o in sample.objects)
+            counts["objects"] += len(sample.objects)
+            rates.extend(o.occlusion_rate for o in sample.objects if o.occlusion_rate is not None)
             categories.update(o.category for o in sample.objects)
             per_conversation.update(len(c.turns) for c in sample.conversations)
             for turn in (t for c in sample.conversations for t in c.turns):
@@ -182,9 +183,10 @@ class AmodalReasonSeg(Sequence[Sample]):
         return {
             "images": len(self),
             "images_with_conversations": counts["with"],
-            "objects": len(rates),
+            "objects": counts["objects"],
+            "objects_of_unknown_shape": counts["objects"] - len(rates),
             "categories": len(categories),
-            "objects_per_image": len(rates) / images,
+            "objects_per_image": counts["objects"] / images,
             "conversations": sum(per_conversation.values()),
             "pairs": pairs,
             "pairs_per_image": pairs / images,
@@ -212,7 +214,8 @@ def image_folder(document: Mapping[str, Any], source: Path) -> Path:
 
 def annotation_record(obj: AmodalObject, image_id: int, category_id: int) -> dict[str, Any]:
     """One object as a COCOA-cls annotation with ``visible_bbox`` and ``occluded_by``; everything from the masks."""
-    area, seen = rle_area(obj.amodal), rle_area(obj.visible)
+    known = obj.visible if obj.amodal is None else obj.amodal
+    area, seen = rle_area(known), rle_area(obj.visible)
     record: dict[str, Any] = {
         "id": obj.id,
         "image_id": image_id,
@@ -220,13 +223,13 @@ def annotation_record(obj: AmodalObject, image_id: int, category_id: int) -> dic
         "segmentation": obj.amodal,
         "visible_mask": obj.visible,
         "area": area,
-        "bbox": rle_bbox(obj.amodal),
+        "bbox": rle_bbox(known),
         "visible_bbox": rle_bbox(obj.visible),
-        "occlude_rate": rate_from_areas(seen, area),
+        "occlude_rate": None if obj.amodal is None else rate_from_areas(seen, area),
         "occluded_by": list(obj.occluded_by),
         "iscrowd": 0,
     }
-    if seen < area:
+    if obj.amodal is not None and seen < area:
         record["invisible_mask"] = invisible_rle(obj.visible, obj.amodal)
     return record
 

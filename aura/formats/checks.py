@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from aura.formats.objects import is_unknown
 from aura.formats.occlusion import DEPTH_ORDER, intersections, occluders
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
@@ -170,7 +171,8 @@ class _Checker:
         for annotation_id in annotations:
             masks = self._annotation(annotation_id, (height, width))
             if masks is not None:
-                objects.append(AmodalObject(annotation_id, "", *masks, 0.0))
+                visible, amodal = masks
+                objects.append(AmodalObject(annotation_id, "", visible, amodal, None if amodal is None else 0.0))
         info = self.document.get("info")
         by_depth = isinstance(info, Mapping) and info.get("occluded_by") == DEPTH_ORDER
         for obj, expected in zip(objects, occluders(objects), strict=True):
@@ -185,12 +187,13 @@ class _Checker:
                 message = f"'occluded_by' is {stored!r} but by the masks it is {list(expected)}"
                 self._report(f"annotation {obj.id}", message)
 
-    def _annotation(self, number: int, size: tuple[int, int]) -> tuple[Rle, Rle] | None:
+    def _annotation(self, number: int, size: tuple[int, int]) -> tuple[Rle, Rle | None] | None:
         """Check one annotation; returns its (visible, amodal) masks, or ``None`` where they cannot be used."""
         where, annotation = f"annotation {number}", self.annotations[number]
         masks: dict[str, Rle] = {}
+        unknown = is_unknown(annotation, "segmentation")
         for key in ("visible_mask", "segmentation", "invisible_mask"):
-            if key == "invisible_mask" and key not in annotation:
+            if (key == "invisible_mask" and key not in annotation) or (key == "segmentation" and unknown):
                 continue
             try:
                 if not isinstance(annotation.get(key), dict):
@@ -198,6 +201,9 @@ class _Checker:
                 masks[key] = to_rle(annotation[key], size)
             except (ValueError, TypeError) as error:
                 self._report(where, f"'{key}': {error}")
+        if unknown and "visible_mask" in masks:
+            self.found += [Problem(where, message) for message in _unknown_flaws(annotation, masks["visible_mask"])]
+            return masks["visible_mask"], None
         if "visible_mask" not in masks or "segmentation" not in masks:
             return None
         visible, amodal = masks["visible_mask"], masks["segmentation"]
@@ -272,14 +278,31 @@ def _figure_flaws(annotation: Mapping[str, Any], visible: Rle, amodal: Rle) -> I
         value: Any = annotation.get(key)
         if not _is_number(value) or not abs(value - expected) <= tolerance:
             yield f"'{key}' is {value!r} but by the masks it is {expected:.6g}"
-    for key, mask in (("bbox", amodal), ("visible_bbox", visible)):
+    yield from _box_flaws(annotation, {"bbox": amodal, "visible_bbox": visible})
+    if annotation.get("iscrowd", 0) not in (0, False):
+        yield "'iscrowd' must be 0: crowds have no amodal mask"
+
+
+def _unknown_flaws(annotation: Mapping[str, Any], visible: Rle) -> Iterator[str]:
+    """Of an object whose whole shape is not known: ``area`` and ``bbox`` are the visible mask's."""
+    if not rle_area(visible):
+        yield "'visible_mask' is empty"
+    for key in ("occlude_rate", "invisible_mask"):
+        if annotation.get(key) is not None:
+            yield f"'{key}' must be null or absent, since 'segmentation' is null"
+    area: Any = annotation.get("area")
+    if not _is_number(area) or not abs(area - rle_area(visible)) <= BOX_TOLERANCE:
+        yield f"'area' is {area!r} but by the visible mask it is {rle_area(visible)}"
+    yield from _box_flaws(annotation, {"bbox": visible, "visible_bbox": visible})
+
+
+def _box_flaws(annotation: Mapping[str, Any], masks: Mapping[str, Rle]) -> Iterator[str]:
+    for key, mask in masks.items():
         box: Any = annotation.get(key)
         right = rle_bbox(mask)
         valid = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
         if not valid or not max(abs(a - b) for a, b in zip(box, right, strict=True)) <= BOX_TOLERANCE:
             yield f"'{key}' is {box!r} but by the mask it is {right} (x, y, width, height)"
-    if annotation.get("iscrowd", 0) not in (0, False):
-        yield "'iscrowd' must be 0: crowds have no amodal mask"
 
 
 def _key(value: Any) -> int | None:

@@ -42,6 +42,8 @@ def object_of(
     if annotation.get("iscrowd"):
         note(where, "left out: a crowd has no amodal mask")
         return None
+    if is_unknown(annotation, layout.amodal):
+        return _visible_only(reader, annotation, where, size, name, layout, note)
     amodal = reader.mask(annotation.get(layout.amodal), size, f"{where}: {layout.amodal}")
     if amodal is None:
         raise reader.error(where, f"'{layout.amodal}' (the amodal mask) is missing; add it")
@@ -75,6 +77,32 @@ def object_of(
     for what in _wrong_figures(annotation, layout, amodal, rate):
         note(where, f"{what}; computed from the masks")
     return AmodalObject(annotation["id"], name[0], visible, amodal, rate, supercategory=name[1])
+
+
+def is_unknown(annotation: Mapping[str, Any], amodal: str) -> bool:
+    """Whether a record says that the object's whole shape is not known: its amodal mask is there, and null."""
+    return amodal in annotation and annotation[amodal] is None
+
+
+def _visible_only(
+    reader: RecordReader,
+    annotation: Mapping[str, Any],
+    where: str,
+    size: tuple[int, int],
+    name: tuple[str, str],
+    layout: Layout,
+    note: Tell,
+) -> AmodalObject | None:
+    """An object whose whole shape is not known."""
+    visible = reader.mask(annotation.get(layout.visible), size, f"{where}: {layout.visible}")
+    if visible is None:
+        raise reader.error(where, f"'{layout.amodal}' is null, so '{layout.visible}' must be there; add it")
+    if annotation.get("occlude_rate") is not None:
+        raise reader.error(where, f"'{layout.amodal}' is null, so 'occlude_rate' must be null too or absent")
+    if not area_of(visible):
+        note(where, "left out: its visible mask is empty, there is nothing to point at")
+        return None
+    return AmodalObject(annotation["id"], name[0], visible, None, None, supercategory=name[1])
 
 
 def _stated_rate(annotation: Mapping[str, Any]) -> float:

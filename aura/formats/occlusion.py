@@ -33,13 +33,19 @@ def intersections(rows: Sequence[Rle], columns: Sequence[Rle]) -> NDArray[np.int
     return counts
 
 
+def known_shapes(objects: Sequence[AmodalObject]) -> list[Rle]:
+    """What is known of each object's shape: its amodal mask, or its visible mask where that is all."""
+    return [o.visible if o.amodal is None else o.amodal for o in objects]
+
+
 def hidden_pixels(objects: Sequence[AmodalObject]) -> NDArray[np.int64]:
     """``[b, a]`` = pixels of object a's invisible region that show object b: [K, K] int64, zero diagonal.
 
     Counts |visible(b) and amodal(a)| - |visible(b) and visible(a)|, which is right as long as visible lies in amodal.
+    Of an object whose whole shape is not known, no hidden pixel is known either.
     """
     visible = [o.visible for o in objects]
-    counts: NDArray[np.int64] = intersections(visible, [o.amodal for o in objects]) - intersections(visible, visible)
+    counts: NDArray[np.int64] = intersections(visible, known_shapes(objects)) - intersections(visible, visible)
     np.fill_diagonal(counts, 0)
     return counts
 
@@ -63,7 +69,7 @@ def occluders(objects: Sequence[AmodalObject], in_front: Collection[tuple[int, i
     counts = hidden_pixels(objects)
     if in_front:
         _apply_order(counts, objects, in_front)
-    areas = mask_util.area([o.amodal for o in objects]).astype(np.int64)
+    areas = mask_util.area(known_shapes(objects)).astype(np.int64)
     matrix = occlusion_matrix(counts, areas)
     result = []
     for column in range(len(objects)):
@@ -78,7 +84,7 @@ def _apply_order(
     counts: NDArray[np.int64], objects: Sequence[AmodalObject], in_front: Collection[tuple[int, int]]
 ) -> None:
     """Overwrite the counts of the ordered pairs, in place."""
-    amodal = [o.amodal for o in objects]
+    amodal = known_shapes(objects)
     covered = intersections(amodal, amodal) - intersections(amodal, [o.visible for o in objects])
     rows = {o.id: row for row, o in enumerate(objects)}
     for nearer, farther in in_front:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aura.formats.objects import is_unknown
 from aura.formats.reading import RecordReader
 from aura.pictures import Picture
 from aura.types import AmodalObject, Conversation, Rle, Sample, Turn, identifying_bytes
@@ -37,8 +38,8 @@ class ObjectRow(NamedTuple):
     id: int
     category_id: int
     visible: Rle
-    amodal: Rle
-    occlusion_rate: float
+    amodal: Rle | None
+    occlusion_rate: float | None
     occluded_by: Sequence[int]
 
 
@@ -68,10 +69,13 @@ class RecordParser:
     def object(self, record: Mapping[str, Any], number: int) -> ObjectRow:
         where = f"annotation {number}"
         category_id = self.reader.integer(record, "category_id", where)
-        visible, amodal = (self._rle(record, key, where) for key in ("visible_mask", "segmentation"))
-        rate = self.reader.number(record, "occlude_rate", where)
-        if not 0 <= rate <= 1:
-            raise self.reader.error(where, f"'occlude_rate' must be in [0, 1], got {rate}")
+        visible, amodal, rate = self._rle(record, "visible_mask", where), None, None
+        if not is_unknown(record, "segmentation"):
+            amodal, rate = self._rle(record, "segmentation", where), self.reader.number(record, "occlude_rate", where)
+            if not 0 <= rate <= 1:
+                raise self.reader.error(where, f"'occlude_rate' must be in [0, 1], got {rate}")
+        elif record.get("occlude_rate") is not None:
+            raise self.reader.error(where, "'segmentation' is null, so 'occlude_rate' must be null too")
         occluded_by = self.reader.integers(record, "occluded_by", where) if "occluded_by" in record else ()
         return ObjectRow(number, category_id, visible, amodal, rate, occluded_by)
 

@@ -165,3 +165,12 @@ def test_a_real_sample_packs_and_unpacks(processor, sample):
     flat = batch.input_ids.flatten()
     assert (flat[batch.seg_index] == processor.text.seg_token_id).all()
     assert [r.annotation_id for r in batch.records] == [10, 30, 20, 30, 10, 10]
+
+
+def test_an_unknown_shape_is_marked():
+    sample = processed([talk([1, 5, 9, 9, 2], supervised={2, 3, 4})])
+    (first, second), *_ = sample.targets
+    sample.targets = ((first, second._replace(occlusion_rate=None)),)
+    batch = collate([sample])
+    assert batch.shape_known.tolist() == [True, False]
+    assert batch.occlusion_rates.tolist() == [0.25, 0.0]

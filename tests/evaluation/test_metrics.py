@@ -265,3 +265,27 @@ def test_all_figures_agree_with_an_independent_implementation() -> None:
     rates = [abs(g.occlusion_rate - (1 - t.visible.sum() / t.amodal.sum())) for _, _, t, g in rows]
     assert ours["occlusion_rate_mae"] == pytest.approx(np.mean(rates), abs=1e-12)
     assert sum(b["num_objects"] for b in ours["by_occlusion"]) == 30
+
+
+def test_an_object_of_unknown_shape_is_scored_by_its_visible_mask_alone():
+    seen, whole = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    seen[:, :2] = True
+    record = SegRecord(1, 1, 0, 0, 5, "cup")
+    score = score_object(record, MaskPair(seen, None), MaskPair(seen, whole, 0.5), 0)
+    assert score.visible == Overlap(8, 8)
+    assert score.amodal is score.amodal_from_visible is score.invisible is score.true_rate is None
+    assert not score.has_hidden_region
+    known = score_object(SegRecord(2, 2, 0, 0, 6, "cup"), MaskPair(seen, whole), MaskPair(seen, seen, 0.0), 0)
+    figures = summarise([score, known], [])
+    assert figures["num_objects"] == 2
+    assert figures["visible"]["giou_object"] == 1.0
+    assert figures["amodal"]["giou_object"] == figures["amodal"]["giou_image"] == 0.5  # of the known one
+    assert figures["invisible"]["num_objects"] == 1 and figures["occlusion_rate_mae"] == 0.5
+    assert sum(row["num_objects"] for row in figures["by_occlusion"]) == 1
+
+
+def test_pairing_goes_by_what_is_known():
+    left, right = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    left[:, :2], right[:, 2:] = True, True
+    true = [MaskPair(left, None), MaskPair(right, right)]
+    assert pair_by_overlap(true, [MaskPair(right, right), MaskPair(left, left)]) == [(0, 1), (1, 0)]

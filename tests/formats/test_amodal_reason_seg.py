@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -232,3 +233,58 @@ def test_splits_that_share_pictures(document, tmp_path):
     other["images"][0]["id"] = 1
     (found,) = shared_images(document, other, folders)
     assert str(found) == "image 1: the other split has an image of this id, with another picture; change the id of one"
+
+
+# --- objects whose whole shape is not known ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_known(dataset) -> dict:
+    """The bus hidden by the cat, with nothing known of the bus but what can be seen."""
+    found = image()
+    bus, cat = found.objects
+    unknown = dataclasses.replace(bus, amodal=None, occlusion_rate=None, occluded_by=())
+    split = AmodalReasonSeg.build(
+        [dataclasses.replace(found, objects=(unknown, cat))], {1: [dialogue()]}, source=dataset.source
+    )
+    return copy.deepcopy(split.document)
+
+
+def test_an_unknown_shape_is_null_in_the_file_and_none_in_the_sample(half_known, dataset):
+    bus = half_known["annotations"][0]
+    assert bus["segmentation"] is None and bus["occlude_rate"] is None and "invisible_mask" not in bus
+    assert bus["area"] == decode_rle(bus["visible_mask"]).sum() and bus["bbox"] == bus["visible_bbox"]
+    assert problems(half_known) == []
+    dataset.source.write_text(json.dumps(half_known))
+    loaded = AmodalReasonSeg.load(dataset.source)
+    assert loaded[0].objects[0].amodal is None and loaded[0].objects[0].occlusion_rate is None
+    assert loaded.statistics()["objects_of_unknown_shape"] == 1
+    assert loaded.statistics()["occlusion_histogram"][0] == 1  # the cat alone
+    again = dataset.source.with_name("again.json")
+    assert json.loads(loaded.save(again).read_text()) == half_known
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"occlude_rate": 0.4}, "'occlude_rate' must be null or absent"),
+        ({"invisible_mask": encode_rle(np.eye(SIDE, dtype=bool))}, "'invisible_mask' must be null or absent"),
+        ({"area": 7}, "by the visible mask it is"),
+        ({"bbox": [0, 0, 1, 1]}, "'bbox' is [0, 0, 1, 1]"),
+        ({"visible_mask": None}, "'visible_mask': it must be an RLE"),
+    ],
+)
+def test_flaws_of_an_object_of_unknown_shape_are_told(half_known, change, told):
+    half_known["annotations"][0].update(change)
+    assert any(told in problem.message and problem.record == "annotation 10" for problem in problems(half_known))
+
+
+def test_a_mask_that_is_absent_or_empty_is_not_an_unknown_shape(half_known, dataset):
+    for wrong in ({}, {"segmentation": []}):
+        broken = copy.deepcopy(half_known)
+        del broken["annotations"][0]["segmentation"]
+        broken["annotations"][0].update(wrong)
+        assert any("'segmentation'" in problem.message for problem in problems(broken))
+        dataset.source.write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match="annotation 10: 'segmentation'"):
+            AmodalReasonSeg.load(dataset.source)

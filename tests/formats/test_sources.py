@@ -306,3 +306,22 @@ def test_real_files():
     assert any(o.occluded_by for i in occluded for o in i.objects)
     (single,) = load_cocoa_cls(SHARED / "cocoa_cls_sample" / "COCO_amodal_val2014_with_classes.json")
     assert len(single.objects) == 4 and single.file_name == "COCO_val2014_000000328805.jpg"
+
+
+def test_a_null_amodal_mask_beside_a_visible_one_is_an_unknown_shape(tmp_path):
+    visible = encode_rle(np.eye(H, W, dtype=bool))
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": None, "visible_mask": visible}
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": H, "width": W}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [annotation],
+    }
+    path = tmp_path / "cocoa.json"
+    path.write_text(json.dumps(document))
+    (image,) = load_cocoa_cls(path)
+    (cup,) = image.objects
+    assert (cup.amodal, cup.occlusion_rate, cup.visible) == (None, None, visible)
+    for change, told in (({"visible_mask": None}, "'visible_mask' must be there"), ({"occlude_rate": 0.5}, "null too")):
+        path.write_text(json.dumps({**document, "annotations": [{**annotation, **change}]}))
+        with pytest.raises(ValueError, match=told):
+            load_cocoa_cls(path)

@@ -1,1 +1,1 @@
-"""The checks of a question-answer pair before a person sees it. Open ``rules.py`` first."""
+"""What a question-answer pair must satisfy before a person sees it. Open ``rules.py`` first."""

@@ -1,4 +1,4 @@
-"""The statements of an answer about occlusion, held against the masks.
+"""What an answer says about occlusion, held against the masks.
 
 The parser reads plain statements about named objects: who hides whom ("A is partly hidden by B", "A covers a part of
 B"), how much ("more than half of A is hidden", "A is fully visible"), who is in front, which of two is hidden more.
@@ -7,6 +7,7 @@ What it does not understand it leaves alone: it finds contradictions, it does no
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -244,7 +245,7 @@ class _Reader:
 
     def _degree(self, group: str, low: float, high: float, said: str) -> Iterator[Contradiction]:
         for mention in self._members(group):
-            if mention.objects and not any(low <= self.facts.rates[i] <= high for i in mention.objects):
+            if self._rated(mention.objects) and not any(low <= self.facts.rates[i] <= high for i in mention.objects):
                 yield Contradiction(said.format(self._name(mention)), mention.objects)
 
     def _hides(self, fronts: str, backs: str, negated: bool) -> Iterator[Contradiction]:
@@ -275,12 +276,17 @@ class _Reader:
                 said = f"{self._name(front)} is in front of {self._name(back)}"
                 yield Contradiction(said, (*back.objects, *front.objects))
 
+    def _rated(self, objects: Sequence[int]) -> bool:
+        """Whether the occlusion rates of these objects are known; of others no claim can be denied."""
+        return bool(objects) and not any(math.isnan(self.facts.rates[i]) for i in objects)
+
     def _ranked(self, group: str, other: str, more: bool) -> Iterator[Contradiction]:
         rates = self.facts.rates
         for a, b in product(self._members(group), self._members(other)):
             sign = 1 if more else -1
             pairs = list(product(a.objects, b.objects))
-            if pairs and not any(sign * (rates[i] - rates[j]) > 0 for i, j in pairs):
+            rated = self._rated((*a.objects, *b.objects))
+            if pairs and rated and not any(sign * (rates[i] - rates[j]) > 0 for i, j in pairs):
                 said = f"{self._name(a)} is hidden {'more' if more else 'less'} than {self._name(b)}"
                 yield Contradiction(said, (*a.objects, *b.objects))
 

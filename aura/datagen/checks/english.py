@@ -1,4 +1,4 @@
-"""A test whether a short text is English, by its script and its function words."""
+"""Whether a short text is English, by its script and its function words; no model, no data file."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The checks of a question-answer pair before a person sees it: pure functions of the pair and the annotations.
+"""What a question-answer pair must satisfy before a person sees it: pure functions of the pair and the annotations.
 
-:mod:`aura.formats.checks` is something else: it validates the files of a data set.
+(:mod:`aura.formats.checks` is something else: it validates the files of a data set.)
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -257,6 +258,8 @@ def _state(facts: Facts, index: int) -> str:
     if facts.unexplained(index):
         names.append("something unlabelled")
     rate = facts.rates[index]
+    if math.isnan(rate):
+        return f"how much of the {facts.names[index]} is hidden is not known"
     if rate < 0.005:
         return f"the {facts.names[index]} is fully visible"
     by = f", by {_joined(names)}" if names else ""

@@ -1,7 +1,8 @@
-"""The ideas about an image. Each :class:`Idea` is one true answer, with the ways of asking for it."""
+"""Everything that can be asked about an image: each :class:`Idea` is one true answer with its ways of asking."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,17 +15,15 @@ from aura.datagen.facts.knowledge import GROUPS, PURPOSES, Purpose
 
 MAX_OBJECTS = 4
 RATE_MARGIN = 0.1
-"""Two occlusion rates are compared only if they differ by this much, so that the difference can be seen."""
+"""Comparisons of occlusion rates hold by at least this much, so that they can be seen."""
 HIDING = (0.01, 0.1)
-"""Between these two fractions of a thing, people do not agree whether it is hidden.
-
-"What hides it?" and "what does it hide?" are asked only where no fraction lies between them.
-"""
+"""What hides a thing, or is hidden by it, is only asked where nothing hides a fraction between these of another: the
+masks know of it, but who looks at the picture may count it or not."""
 PLACE_MARGIN = 0.07
-"""Two places are compared only if they differ by this fraction of the image's side."""
+"""Comparisons of places hold by at least this fraction of the image's side."""
 SIZE_RATIO = 1.4
 EXPLAINED = 0.75
-"""An answer says how much named objects hide of a thing only if they cause at least this share of it."""
+""""hidden by" with a degree is only said when the named objects cause at least this share of it."""
 SIDES = (
     ("on the left side", 0, False),
     ("on the right side", 0, True),
@@ -41,10 +40,9 @@ EXTREMES = (
 
 @dataclass(frozen=True)
 class Idea:
-    """One true answer.
+    """``objects`` are the ``[SEG]`` objects in the answer's order; ``parts`` fills object slots, ``words`` the others.
 
-    ``objects`` are the ``[SEG]`` objects in the answer's order. ``parts`` fills the slots for objects, ``words`` the
-    other slots (:mod:`aura.datagen.facts.grammar`). ``weight`` is how readily the idea is chosen.
+    ``weight`` is how readily the idea is chosen.
     """
 
     kind: str
@@ -77,7 +75,7 @@ def ideas_of(facts: Facts, *, counted: bool = False) -> list[Idea]:
 
 
 def spare_ideas(facts: Facts) -> list[Idea]:
-    """Ideas for images that leave little to ask: what is there, and objects by their number from the left."""
+    """For images that leave little to ask: the plain question for what is there, and counted objects."""
     ideas = ideas_of(facts, counted=True)
     if len(facts) <= MAX_OBJECTS:
         ideas.append(_plain("everything", tuple(range(len(facts))), 0.1))
@@ -135,8 +133,12 @@ def _two_uses(facts: Facts) -> Iterator[Idea]:
 
 
 def _clear_degree(rate: float) -> bool:
-    """Whether the rate is not at the border of two wordings."""
-    return all(abs(rate - limit) > 0.02 for limit, _ in DEGREES[1:]) and not FULLY_VISIBLE <= rate < 0.05
+    """Whether the rate is known, and not at the border of two wordings."""
+    return (
+        not math.isnan(rate)
+        and all(abs(rate - limit) > 0.02 for limit, _ in DEGREES[1:])
+        and not FULLY_VISIBLE <= rate < 0.05
+    )
 
 
 def _seen_in_front(facts: Facts, index: int) -> tuple[int, ...]:
@@ -156,7 +158,7 @@ def _stands_free(facts: Facts, index: int) -> bool:
 
 def _plain_to_see(hides: np.ndarray) -> bool:
     low, high = HIDING
-    return not ((hides >= low) & (hides < high)).any()
+    return not (np.isnan(hides) | ((hides >= low) & (hides < high))).any()
 
 
 def _relation_ideas(facts: Facts) -> Iterator[Idea]:
@@ -197,7 +199,9 @@ def _groups(facts: Facts) -> Iterator[tuple[str, tuple[int, ...], float]]:
 
 
 def extreme(values: list[float], members: tuple[int, ...], largest: bool, margin: float) -> int | None:
-    """The member with the largest (smallest) value, if the next one is at least ``margin`` away."""
+    """The member with the largest (smallest) value, if all are known and the next one is at least ``margin`` away."""
+    if any(math.isnan(values[i]) for i in members):
+        return None
     ranked = sorted(members, key=lambda i: values[i], reverse=largest)
     return ranked[0] if abs(values[ranked[0]] - values[ranked[1]]) >= margin else None
 
@@ -225,7 +229,7 @@ def _pair_ideas(facts: Facts) -> Iterator[Idea]:
             described.setdefault(members[0], PURPOSES[number].thing)
     for a, thing in described.items():
         for b, other_thing in described.items():
-            if a >= b or abs(facts.rates[a] - facts.rates[b]) < RATE_MARGIN:
+            if a >= b or not abs(facts.rates[a] - facts.rates[b]) >= RATE_MARGIN:
                 continue
             more, less = (a, b) if facts.rates[a] > facts.rates[b] else (b, a)
             words = {"thing": thing, "other_thing": other_thing, "context": thing}
@@ -252,7 +256,7 @@ def _place_ideas(facts: Facts) -> Iterator[Idea]:
 def _state_ideas(facts: Facts) -> Iterator[Idea]:
     def split(kind: str, low: float, high: float, weight: float, above: bool = True) -> Iterator[Idea]:
         """Objects on one side of a gap in the occlusion rates."""
-        if any(low <= rate < high for rate in facts.rates):
+        if any(math.isnan(rate) or low <= rate < high for rate in facts.rates):
             return
         members = tuple(i for i, rate in enumerate(facts.rates) if (rate >= high) == above)
         if members:

@@ -23,6 +23,7 @@ class SplitFigures:
         self.conversations = 0
         self.pairs = 0
         self.occluded = 0
+        self.known = 0
         self.rates = 0.0
         self.words = Counter[str]()
         self.categories: set[str] = set()
@@ -37,7 +38,8 @@ class SplitFigures:
         self.objects += len(image.objects)
         self.occluded += sum(bool(o.occluded_by) for o in image.objects)
         self.categories |= {o.category for o in image.objects}
-        rates = [o.occlusion_rate for o in image.objects]
+        rates = [o.occlusion_rate for o in image.objects if o.occlusion_rate is not None]
+        self.known += len(rates)
         self.rates += sum(rates)
         self.histogram += np.histogram(rates, bins=OCCLUSION_BINS)[0]
         for conversation in conversations:
@@ -51,7 +53,7 @@ class SplitFigures:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures; means over nothing are 0."""
-        pairs, objects, images = max(self.pairs, 1), max(self.objects, 1), max(self.images, 1)
+        pairs, images = max(self.pairs, 1), max(self.images, 1)
         return {
             "images": self.images,
             "images_with_conversations": self.images,
@@ -67,7 +69,8 @@ class SplitFigures:
             "distinct_questions": len(self.questions),
             "words_per_question": self.words["question"] / pairs,
             "words_per_answer": self.words["answer"] / pairs,
-            "mean_occlusion_rate": self.rates / objects,
+            "objects_of_unknown_shape": self.objects - self.known,
+            "mean_occlusion_rate": self.rates / max(self.known, 1),
             "occlusion_histogram": self.histogram.tolist(),
             "occluded_objects": self.occluded,
         }

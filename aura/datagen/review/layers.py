@@ -54,7 +54,8 @@ def mask_layer(obj: AmodalObject, kind: Kind, index: int) -> bytes:
     ``visible``: the visible area filled and outlined, with the object's number (``index`` + 1). ``amodal``: the amodal
     outline dashed, its invisible part hatched; neighbouring indices lean to different sides.
     """
-    visible, amodal = decode_rle(obj.visible), decode_rle(obj.amodal)
+    visible = decode_rle(obj.visible)
+    amodal = visible if obj.amodal is None else decode_rle(obj.amodal)
     height, width = amodal.shape
     factor = LONGEST / max(height, width)
     shape = (max(1, round(height * factor)), max(1, round(width * factor)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -101,7 +102,7 @@ def page_objects(facts: Facts, texts: Iterable[Sequence[int | None]]) -> tuple[S
             id=number,
             index=index,
             name=facts.names[place[number]],
-            hidden=hidden_text(facts.rates[place[number]]),
+            hidden=hidden_text(None if math.isnan(rate := facts.rates[place[number]]) else rate),
             linked=number in linked,
         )
         for index, number in enumerate(order)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -180,7 +181,9 @@ def object_table(image: AnnotatedImage, *, scale: tuple[float, float] = (1.0, 1.
     by_id = {o.id: o for o in image.objects}
     lines = ["id | category | visible box | whole box | hidden | hidden by | hides"]
     for index, number in enumerate(facts.ids):
-        visible, amodal = (_box(rle, scale) for rle in (by_id[number].visible, by_id[number].amodal))
+        visible = _box(by_id[number].visible, scale)
+        shape = by_id[number].amodal
+        amodal = "unknown" if shape is None else _box(shape, scale)
         hides = ", ".join(_named(facts, other) for other in facts.back[index]) or "nothing"
         cells = (str(number), facts.categories[index], visible, amodal, _rate(facts.rates[index]))
         lines.append(" | ".join((*cells, _hidden_by(facts, index), hides)))
@@ -195,6 +198,8 @@ def _hidden_by(facts: Facts, index: int) -> str:
     unlabelled = facts.unexplained(index)
     if unlabelled:
         found.append(f"something unlabelled ({_percent(unlabelled)} of it)")
+    if math.isnan(rate):
+        return "unknown"
     return ", ".join(found) or "nothing"
 
 
@@ -203,7 +208,7 @@ def _named(facts: Facts, index: int) -> str:
 
 
 def _rate(rate: float) -> str:
-    return f"{_percent(rate)}, {degree(rate)}"
+    return "unknown" if math.isnan(rate) else f"{_percent(rate)}, {degree(rate)}"
 
 
 def _percent(share: float) -> str:

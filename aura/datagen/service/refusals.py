@@ -1,4 +1,4 @@
-"""The meaning of a service's refusal: it concerns one image, every image (a setting, the key), or this moment only."""
+"""What a service's refusal means: of one image, of every image (a setting, the key, the quota), or for now only."""
 
 from __future__ import annotations
 
