@@ -5,7 +5,11 @@ Nothing is imported from above: what a model, a processor and a cache must offer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -50,7 +54,11 @@ class Cache(Protocol):
 
     def store(self, image_path: Path, features: ImageFeatures) -> ImageFeatures: ...
 
-    def __contains__(self, image_path: Path) -> bool: ...
+    def missing(self, paths: Sequence[Path]) -> list[Path]: ...
+
+    def require_room(self, num_images: int) -> None: ...
+
+    def refresh(self) -> None: ...
 
 
 def fingerprint(model: Encoder, processor: ImageReader) -> str:
@@ -59,13 +67,20 @@ def fingerprint(model: Encoder, processor: ImageReader) -> str:
 
 
 def encode_images(model: Encoder, images: Sequence[Pixels]) -> list[ImageFeatures]:
-    """The features of each image (B = 1), in one pass, on the model's device."""
-    features = model.encode_images(
-        torch.stack([image.sam_pixels for image in images]).to(model.device),
-        torch.stack([image.clip_pixels for image in images]).to(model.device),
-    )
-    sam, clip = features.sam_embeddings, features.clip_features
-    return [ImageFeatures(sam[i : i + 1], clip[i : i + 1]) for i in range(len(sam))]
+    """The features of each image (B = 1), on the model's device: in one pass, or in several where memory is short."""
+    try:
+        features = model.encode_images(
+            torch.stack([image.sam_pixels for image in images]).to(model.device),
+            torch.stack([image.clip_pixels for image in images]).to(model.device),
+        )
+        sam, clip = features.sam_embeddings, features.clip_features
+        return [ImageFeatures(sam[i : i + 1], clip[i : i + 1]) for i in range(len(sam))]
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    torch.cuda.empty_cache()  # not in the handler, whose traceback holds on to the memory
+    half = len(images) // 2
+    return encode_images(model, images[:half]) + encode_images(model, images[half:])
 
 
 def encode(
@@ -93,19 +108,78 @@ def fill_cache(
     *,
     rank: int = 0,
     world: int = 1,
+    workers: int = 1,
     quiet: bool = False,
 ) -> int:
     """Encode this process's share of the images that are not cached yet; returns how many there were.
 
-    Call it before DeepSpeed takes the model: ZeRO 3 would have to gather the encoders for every image.
+    While the model encodes one batch, ``workers`` threads read the images of the next and one thread stores the last.
+    (Threads read as fast as processes would: decoding and resizing leave Python's lock to others.) On a GPU, fp32
+    encoders multiply in TF32, whose error is that of the float16 they are kept in.
+
+    Call it before DeepSpeed takes the model: ZeRO 3 would have to gather the encoders for every image. Then let all
+    processes meet, and call ``cache.refresh()`` to see what the others have encoded.
+
+    Raises:
+        ValueError: An image cannot be read, or the cache cannot hold it.
     """
-    batch = 8 if processor.sam_image_size <= 256 else 1  # at full size one image fills a small GPU
-    missing = [path for path in sorted(set(paths))[rank::world] if path not in cache]
-    with tqdm(total=len(missing), desc="encoding images", disable=quiet or not missing) as progress:
-        for start in range(0, len(missing), batch):
-            part = missing[start : start + batch]
-            features = encode_images(model, [processor.image(path) for path in part])
-            for path, one in zip(part, features, strict=True):
-                cache.store(path, one)
-            progress.update(len(part))
+    size = _batch_size(processor, model.device)
+    missing = cache.missing(sorted(set(paths))[rank::world])
+    readers, writer = ThreadPoolExecutor(max(1, workers)), ThreadPoolExecutor(1)
+    writing: deque[Future[None]] = deque()
+    bar = tqdm(total=len(missing), desc="encoding images", disable=quiet or not missing)
+    try:
+        with bar, _tf32(model.device):
+            images = _ahead(readers, processor.image, missing, count=2 * size + workers)
+            for start in range(0, len(missing), size):
+                part = missing[start : start + size]
+                features = encode_images(model, list(islice(images, len(part))))
+                writing.append(writer.submit(_store, cache, part, features))
+                if start == 0:
+                    writing.popleft().result()
+                    cache.require_room((len(missing) - len(part)) * world)
+                while len(writing) > 2:  # no more wait in memory
+                    writing.popleft().result()
+                bar.update(len(part))
+            while writing:
+                writing.popleft().result()
+    finally:
+        for pool in (readers, writer):
+            pool.shutdown(cancel_futures=True)
+    cache.refresh()
     return len(missing)
+
+
+def _batch_size(processor: ImageReader, device: torch.device) -> int:
+    if processor.sam_image_size <= 256:
+        return 8
+    return 4 if device.type == "cuda" else 1  # at full size one image fills a CPU
+
+
+def _store(cache: Cache, paths: Sequence[Path], features: Sequence[ImageFeatures]) -> None:
+    for path, one in zip(paths, features, strict=True):
+        cache.store(path, one)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Path], Pixels], items: Sequence[Path], count: int
+) -> Iterator[Pixels]:
+    """What ``work`` makes of each item, in order, up to ``count`` items ahead of the one asked for."""
+    waiting: deque[Future[Pixels]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@contextmanager
+def _tf32(device: torch.device) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

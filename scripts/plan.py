@@ -69,7 +69,7 @@ def show(plan: Plan, gpu: Gpu) -> None:
     console.print(_hours(plan))
     console.print(f"the paper: {PAPER_HOURS}", highlight=False)
     per_image = features_bytes(plan.architecture) / 2**20
-    used = "used" if not plan.encodes else "not used; data.feature_cache turns it on"
+    used = "used" if not plan.encodes else "not used: data.feature_cache is null"
     console.print(
         f"feature cache: {per_image:.1f} MiB an image, {plan.cache_bytes / GIB:.1f} GiB for {plan.num_images} ({used})"
     )

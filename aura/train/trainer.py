@@ -107,8 +107,12 @@ class Trainer:
         if self.cache is not None:
             paths = [picture.path for samples in (self.samples, self.val_samples) for picture in pictures(samples)]
             rank, world = self.process.rank, self.process.world_size
-            fill_cache(self.cache, paths, self.model, self.processor, rank=rank, world=world, quiet=rank > 0)
+            workers, quiet = self.config.data.num_workers, rank > 0
+            fill_cache(
+                self.cache, paths, self.model, self.processor, rank=rank, world=world, workers=workers, quiet=quiet
+            )
             ds.wait_for_all(self.process)
+            self.cache.refresh()
         if new and self.settings.align_steps:
             self._align()
         self.model.mllm.autocast = ds.uses_autocast(self.settings, self.process)

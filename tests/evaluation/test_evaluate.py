@@ -109,7 +109,7 @@ def test_batches_and_the_feature_cache_change_nothing(tiny_model, processor, dat
     plain = evaluate(tiny_model, processor, dataset, protocol, **options)
     cold = evaluate(tiny_model, processor, dataset, protocol, cache=cache, **options)
     warm = evaluate(tiny_model, processor, dataset, protocol, cache=cache, batch_size=2, **options)
-    assert cache.size().files == 3
+    assert cache.size().images == 3
     assert plain.as_dict() == cold.as_dict()
     assert [a.predicted_count for a in warm.answers] == [a.predicted_count for a in plain.answers]
     assert warm.as_dict()["amodal"]["ciou"] == pytest.approx(plain.as_dict()["amodal"]["ciou"], abs=1e-3)

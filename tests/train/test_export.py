@@ -50,7 +50,7 @@ def samples(tmp_path):
 def config(tiny_llava_dir, tiny_sam_dir, tmp_path):
     return Config(
         model=ModelSettings(mllm=tiny_llava_dir, sam=tiny_sam_dir),
-        data=DataSettings(conversations_per_image=1, num_workers=0),
+        data=DataSettings(conversations_per_image=1, num_workers=0, feature_cache=None),
         train=TrainSettings(
             output_dir=str(tmp_path / "run"),
             **{"steps": 4, "warmup_steps": 1, "accumulation": 1, "precision": "fp32", "zero_stage": 0, "lr": 0.02},
