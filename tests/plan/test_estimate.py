@@ -287,10 +287,10 @@ def test_the_paper_s_runs_fit_the_paper_s_gpus():
 
 
 def test_a_cache_costs_disk_and_saves_time():
-    plan = replace(released("7b", "vit_h"), num_images=2018)
-    config = replace(plan.config, data=replace(plan.config.data, feature_cache="features"))
+    cached = replace(released("7b", "vit_h"), num_images=2018)
+    config = replace(cached.config, data=replace(cached.config.data, feature_cache=None))
     settings, _ = describe(config.model, "7b", "vit_h")
-    cached = make_plan(config, settings, work=Workload(), num_images=2018)
+    plan = make_plan(config, settings, work=Workload(), num_images=2018)
     assert cached.cache_bytes == plan.cache_bytes == 2018 * 2 * (256 * 64 * 64 + 256 * 1024)
     assert cached.micro_flops.sam_encoder == 0 < plan.micro_flops.sam_encoder
     assert cached.hours(GPUS["a100"]) < plan.hours(GPUS["a100"])
