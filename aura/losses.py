@@ -105,10 +105,12 @@ class AuraCriterion:
     def _object_losses(self, output: AuraOutput, batch: Batch) -> dict[str, Tensor]:
         zero = output.text_logits.new_zeros((), dtype=torch.float32)
         names = ("visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
-        terms = dict.fromkeys(names, zero)
         num_objects = len(batch.seg_image)
         if num_objects == 0:
-            return terms
+            # Sums of nothing: ZeRO 3 wants each output in every process's backward pass.
+            outputs = (output.visible_logits, output.amodal_logits, output.occlusion_rate, output.spatial_logits)
+            return dict.fromkeys(names, sum((value.float().sum() for value in outputs if value is not None), zero))
+        terms = dict.fromkeys(names, zero)
         # An object of unknown shape counts for what can be seen of it, and for nothing that asks for its whole.
         known = batch.shape_known.float()
         num_known = known.sum().clamp(min=1)

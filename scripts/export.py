@@ -28,13 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="what to export (best)")
     parser.add_argument("--keep-lora", action="store_true", help="keep the adapters apart, and as DIR/adapter for peft")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="of the language model (default: the run's)")
-    parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest weight file (%(default)s)")
+    parser.add_argument("--shard-size", metavar="SIZE", help="largest weight file (5GB)")
     parser.add_argument(
         "--frozen-from", type=Path, metavar="DIR", help="AURA folder with the frozen weights, such as RUN/export"
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     options = parser.parse_args(argv)
-    if not re.fullmatch(r"[1-9]\d*([KMGT]I?)?B", options.shard_size, re.IGNORECASE):
+    if options.shard_size and not re.fullmatch(r"[1-9]\d*([KMGT]I?)?B", options.shard_size, re.IGNORECASE):
         parser.error(f"--shard-size must be a size such as 5GB or 500MB, got {options.shard_size!r}")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
     from aura.files import write_text
     from aura.model.configuration import DTYPES
     from aura.train import export
+    from aura.train.checkpoint import SHARD_SIZE
     from aura.train.summary import model_card
 
     logging.disable_progress_bar()
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     report = options.run / "report.json"
     finished = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     with export.new_folder(options.out, force=options.force) as folder:
-        export.write_folder(model, processor, folder, shard_size=options.shard_size)
+        export.write_folder(model, processor, folder, shard_size=options.shard_size or SHARD_SIZE)
         card = model_card(options.run, config, step=chosen.step, model=model, dtype=dtype, report=finished)
         write_text(folder / "README.md", card)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

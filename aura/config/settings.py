@@ -18,12 +18,12 @@ SAME_NUMBERS = {
     "loss": set[str](),
     "train": {
         *("output_dir", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard"),
-        *("offload_optimizer", "gradient_checkpointing", "timeout_minutes"),
+        *("offload_optimizer", "gradient_checkpointing", "timeout_minutes", "max_skipped_steps"),
     },
 }
 """Settings of where a run lies, what it tells and how it stores its work: a rerun may change them."""
 
-REDUCE_BUCKET = 500_000_000
+REDUCE_BUCKET = 50_000_000
 """Elements of the buckets in which DeepSpeed reduces gradients on GPUs; they are allocated whole."""
 
 
@@ -205,7 +205,10 @@ class TrainSettings:
         weight_decay: AdamW's weight decay.
         warmup_steps: Optimizer steps of linear warm-up; then linear decay to 0 (DeepSpeed's WarmupDecayLR).
         grad_clip: Largest gradient norm; 0 does not clip.
-        precision: ``fp16`` for V100, ``bf16`` for A100 and newer, ``fp32`` on CPU.
+        precision: Of the frozen language model and encoders: ``fp16`` for V100, ``bf16`` for A100 and newer, ``fp32``
+            on CPU. What is trained is in fp32 in any case.
+        max_skipped_steps: In fp16, optimizer steps in a row that may be skipped because their gradients overflowed;
+            then the run stops.
         autocast: ``bf16`` multiplies the language model's matrices in bf16 and leaves its fp32 weights as they are;
             ``auto`` does so on a CPU with bf16 units (half the time; without them it would take many times as long).
         zero_stage: DeepSpeed ZeRO stage, 0 to 3.
@@ -238,6 +241,7 @@ class TrainSettings:
     warmup_steps: int = 100
     grad_clip: float = 1.0
     precision: Precision = "fp16"
+    max_skipped_steps: int = 20
     autocast: Literal["off", "bf16", "auto"] = "off"
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
@@ -255,7 +259,10 @@ class TrainSettings:
     timeout_minutes: int = 120
 
     def __post_init__(self) -> None:
-        for key in ("steps", "micro_batch_size", "accumulation", "log_every", "keep_last", "timeout_minutes"):
+        for key in (
+            *("steps", "micro_batch_size", "accumulation", "max_skipped_steps", "log_every", "keep_last"),
+            "timeout_minutes",
+        ):
             _require(getattr(self, key) > 0, f"train.{key} must be positive, got {getattr(self, key)}")
         for key in (
             "align_steps",

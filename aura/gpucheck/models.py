@@ -27,6 +27,7 @@ from aura.formats.sources import load_cocoa_cls
 from aura.mini.benchmark import annotation_file, write_mini
 from aura.mini.pictures import load_backgrounds, load_cutouts
 from aura.model import AuraConfig, AuraModel
+from aura.model.precision import hold
 from aura.plan import Workload, describe
 from aura.plan.architectures import tiny_architecture
 from aura.types import Batch, Conversation, Sample, SegRecord
@@ -51,7 +52,7 @@ def architecture(*, tiny: bool) -> AuraConfig:
 
 
 def random_model(config: AuraConfig, dtype: torch.dtype, device: torch.device) -> AuraModel:
-    """The whole model made on the device, in ``dtype``, with normal weights that keep activations of one size."""
+    """The whole model made on the device, held in ``dtype`` as a run holds it, with normal weights of one size."""
     text, vision = config.llava_config.text_config, config.llava_config.vision_config
     text.dtype = vision.dtype = dtype
     with no_init_weights(), torch.device(device), default_dtype(dtype):
@@ -59,6 +60,7 @@ def random_model(config: AuraConfig, dtype: torch.dtype, device: torch.device) -
         sam: Any = SamModel._from_config(config.sam_config, attn_implementation="sdpa")
         model = AuraModel(config, llava=llava, sam=sam)
     fill(model)
+    hold(model, dtype)
     return model
 
 

@@ -132,7 +132,7 @@ def _export_and_reload(lab: Lab, found: Findings, precision: Precision) -> None:
     criterion = AuraCriterion(LossSettings(mask_resolution="decoder"))
     totals = [_step(engine, criterion, batch) for _ in range(4 if lab.tiny else 16)]
     folder = lab.folder / f"export_{precision}"
-    ckpt.export(engine, processor, folder, None)
+    ckpt.export(engine, processor, folder, None, DTYPES[precision])
     loaded = AuraModel.from_pretrained(folder, dtype=DTYPES[precision]).to(lab.device).eval()
     model.eval()
     with torch.no_grad():
@@ -187,10 +187,5 @@ def _weights(model: AuraModel) -> dict[str, Tensor]:
 
 
 def loss_scale(engine: ds.Engine) -> float | None:
-    """DeepSpeed's present loss scale, ``None`` without one."""
-    optimizer = engine._engine.optimizer
-    for name in ("loss_scale", "cur_scale"):
-        value = getattr(optimizer, name, None)
-        if isinstance(value, int | float):
-            return float(value)
-    return None
+    """The present loss scale, ``None`` without one."""
+    return None if engine.scaler is None else engine.scaler.scale

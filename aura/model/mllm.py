@@ -23,6 +23,9 @@ class Mllm(nn.Module):
     Taking LLaVA apart gives what its own ``forward`` cannot: attention over packed branches, logits at chosen positions
     only, and image features that come from a cache.
 
+    ``half_dtype`` is the half precision in which :func:`aura.model.precision.hold` holds the frozen weights beside
+    trained ones in fp32, or ``None``. ``autocast`` multiplies the matrices of an fp32 model in bf16.
+
     Args:
         llava: The model whose parts are used. They are shared, not copied.
         lora: ``{"r", "alpha", "dropout", "targets"}`` or ``None``.
@@ -35,6 +38,7 @@ class Mllm(nn.Module):
         super().__init__()
         self.image_token_merge = image_token_merge
         self.autocast = False
+        self.half_dtype: torch.dtype | None = None
         self.config: Any = llava.config
         self.vision_tower = llava.model.vision_tower
         self.projector = llava.model.multi_modal_projector
@@ -70,6 +74,8 @@ class Mllm(nn.Module):
             ValueError: A sequence does not have exactly one placeholder per image feature.
         """
         embeddings = self.language_model.embed_tokens(input_ids)
+        if self.half_dtype is not None:
+            embeddings = embeddings.to(self.half_dtype)
         if clip_features is None:
             return embeddings
         placeholders = input_ids == self.config.image_token_index
@@ -80,7 +86,8 @@ class Mllm(nn.Module):
                 f"has {tokens} features; the processor and the model disagree on the image size or the "
                 "placeholder"
             )
-        features = self.project(clip_features)
+        with self.products(embeddings.device):
+            features = self.project(clip_features)
         return embeddings.masked_scatter(placeholders.unsqueeze(-1).to(embeddings.device), features.to(embeddings))
 
     def forward(
@@ -120,13 +127,17 @@ class Mllm(nn.Module):
             return self.lm_head(hidden)
 
     def products(self, device: torch.device) -> torch.autocast:
-        """How matrices are multiplied: in bf16 where ``autocast`` is set, in training alone; all else stays fp32."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast and self.training)
+        """How matrices are multiplied: in ``half_dtype`` where the model is held so, whatever the trained weights are.
+
+        An fp32 model multiplies in bf16 where ``autocast`` is set, in training alone; all else stays fp32.
+        """
+        enabled = self.half_dtype is not None or (self.autocast and self.training)
+        return torch.autocast(device.type, self.half_dtype or torch.bfloat16, enabled=enabled)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the states, also where the linear layers are quantised."""
-        return next(self.language_model.embed_tokens.parameters()).dtype
+        return self.half_dtype or next(self.language_model.embed_tokens.parameters()).dtype
 
     def new_cache(self) -> Cache:
         return DynamicCache(config=self.config.text_config)

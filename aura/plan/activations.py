@@ -83,8 +83,9 @@ def saved(
     return {
         "language model": text.num_hidden_layers * layer + _around_the_layers(config, work, w),
         "text loss": work.num_targets * (w * text.hidden_size + FLOAT * text.vocab_size),
-        "mask decoders": work.num_objects * (heads * _mask_decoder(config, w) + _occlusion(config, w)),
-        "mask losses": work.num_objects * _mask_losses(config, work, heads, w, mask_resolution),
+        # Whatever the language model's precision, masks are drawn in fp32.
+        "mask decoders": work.num_objects * (heads * _mask_decoder(config, FLOAT) + _occlusion(config, FLOAT)),
+        "mask losses": work.num_objects * _mask_losses(config, work, heads, mask_resolution),
     }
 
 
@@ -128,6 +129,10 @@ def _adapters(config: AuraConfig, w: int, on_gpu: bool) -> int:
     inputs = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), hidden)
     inputs |= {"o_proj": 0 if not config.lora["dropout"] else hidden, "down_proj": inner}
     total = w * config.lora["r"] * len(targets)
+    if w < FLOAT:  # each fp32 adapter reads a copy of its own, from fp32 back to half precision
+        inputs["o_proj"] = hidden
+        dropped = 0 if not config.lora["dropout"] else 1 if on_gpu else FLOAT
+        return total + sum(inputs[name] * (w + dropped) for name in targets)
     if config.lora["dropout"]:
         return total + sum(inputs[name] * (w + (1 if on_gpu else w)) for name in targets)
     attention, mlp = {"q_proj", "k_proj", "v_proj"} & set(targets), {"gate_proj", "up_proj"} & set(targets)
@@ -178,17 +183,14 @@ def _occlusion(config: AuraConfig, w: int) -> int:
     return w * total
 
 
-def _mask_losses(
-    config: AuraConfig, work: Workload, heads: int, w: int, resolution: Literal["image", "decoder"]
-) -> int:
-    """Bytes per object. Logits come as a view of all four of SAM's masks where fp32 needs no copy of them."""
+def _mask_losses(config: AuraConfig, work: Workload, heads: int, resolution: Literal["image", "decoder"]) -> int:
+    """Bytes per object. Logits come as a view of all four of SAM's masks."""
     three = config.spatial_occlusion
     if resolution == "image":
         # Each mask: logits, target twice, probability. The map: log-probabilities, and classes in 64 bits.
         return work.height * work.width * (heads * 4 * FLOAT + three * (3 * FLOAT + 8))
     num_masks = config.sam_config.mask_decoder_config.num_multimask_outputs + 1
-    logits = FLOAT * (num_masks if w == FLOAT else 1)
-    return 16 * _grid(config) * (heads * (logits + 3 * FLOAT) + three * 6 * FLOAT)
+    return 16 * _grid(config) * (heads * (FLOAT * num_masks + 3 * FLOAT) + three * 6 * FLOAT)
 
 
 def _sam_encoder(config: AuraConfig, w: int) -> int:

@@ -1,14 +1,13 @@
 """A plan: does a config fit the GPUs, and how long will it take.
 
-The memory of one GPU under DeepSpeed, with P parameters of which T are trained, w bytes each, N GPUs:
+The memory of one GPU under DeepSpeed, with P parameters of which T are trained in fp32, the others of w bytes, N GPUs:
 
 | | ZeRO 0 | 1 | 2 | 3 |
 |---|---|---|---|---|
-| weights | wP | wP | wP | wP/N + gathered |
-| gradients | wT | wT | wT/N | wT/N |
-| AdamW in half precision: fp32 weights, gradients, two moments | 16T | 16T/N | 16T/N | 16T/N |
-| the same in fp32 | 8T | 12T/N | 12T/N | 12T/N |
-| reduction buckets | 0 | 2wb | 2wb | wb |
+| weights, W = w (P - T) + 4T | W | W | W | W/N + gathered |
+| gradients | 4T | 4T | 4T/N | 4T/N |
+| AdamW: two moments, and from stage 1 the weights once more | 8T | 12T/N | 12T/N | 12T/N |
+| reduction buckets | 0 | 8b | 8b | 4b |
 
 b is DeepSpeed's bucket (:data:`aura.config.REDUCE_BUCKET`), allocated whole and twice where communication overlaps.
 With several GPUs NCCL takes buffers of its own. Frozen weights have neither gradients nor optimizer state; quantised
@@ -35,6 +34,8 @@ from aura.plan.flops import Flops, step_flops
 from aura.plan.gpus import GIB, GPUS, Gpu
 from aura.plan.launches import Launches, step_launches
 
+TRAINED = 4
+"""Bytes of a trained weight and of its gradient, in every precision (:mod:`aura.model.precision`)."""
 GATHERED = 1_000_000_000
 """Parameters that ZeRO 3 keeps whole at a time (``max_live_parameters``)."""
 RESERVE = 1.5 * GIB
@@ -124,7 +125,14 @@ class Plan:
 
     def weights_bytes(self) -> float:
         packed = QUANTISED_BYTES.get(self.config.model.quantize, 0.0) * self.quantised
-        return self.value_bytes * (self.total - self.quantised) + packed
+        return self.value_bytes * (self.total - self.quantised - self.trainable) + TRAINED * self.trainable + packed
+
+    def copies_bytes(self) -> float:
+        """Half-precision copies of trained weights in which the language model multiplies: its head and adapters."""
+        if self.value_bytes == TRAINED:
+            return 0.0
+        lora = self.parts["lora"].trainable if "lora" in self.parts else 0
+        return self.value_bytes * (self.parts["embeddings_and_head"].trainable / 2 + lora)
 
     def memory(self, *, zero_stage: int | None = None, checkpointing: bool | None = None) -> Memory:
         """Of one GPU; the config's ZeRO stage and checkpointing, unless others are asked for."""
@@ -133,8 +141,7 @@ class Plan:
         recompute = self.recomputes if checkpointing is None else checkpointing
         w, n, trained = self.value_bytes, self.num_gpus, self.trainable
         weights, gathered = self.weights_bytes(), min(GATHERED, self.total) * w
-        per_trained = {(True, True): 8, (True, False): 12, (False, True): 16, (False, False): 16}[w == 4, stage == 0]
-        optimizer = per_trained * trained / (n if stage else 1)
+        optimizer = 12 * trained / n if stage else 8 * trained
         kept = activations.saved(
             self.architecture,
             self.work,
@@ -144,11 +151,12 @@ class Plan:
         )
         return Memory(
             weights=min(weights, weights / n + gathered) if stage == 3 else weights,
-            gradients=w * trained / (n if stage >= 2 else 1),
+            gradients=TRAINED * trained / (n if stage >= 2 else 1),
             optimizer=0.0 if train.offload_optimizer and stage else optimizer,
-            buckets=REDUCE_BUCKET * w * {0: 0, 1: 2, 2: 2, 3: 1}[stage],
+            buckets=REDUCE_BUCKET * TRAINED * {0: 0, 1: 2, 2: 2, 3: 1}[stage],
             activations=sum(kept.values()),
-            working=activations.working(
+            working=self.copies_bytes()
+            + activations.working(
                 self.architecture, self.work, value_bytes=w, checkpointing=recompute, encode=self.encodes
             ),
             reserve=RESERVE + (NCCL if n > 1 else 0),
@@ -173,7 +181,7 @@ class Plan:
             accumulation=train.accumulation,
             trained=self.trainable,
             total=self.total,
-            gradient_bytes=self.value_bytes,
+            gradient_bytes=TRAINED,
             value_bytes=self.value_bytes,
             num_gpus=self.num_gpus,
             zero_stage=train.zero_stage,

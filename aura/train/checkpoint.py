@@ -24,6 +24,7 @@ from torch import nn
 from aura.config import SAME_NUMBERS, Config
 from aura.data.selection import records_digest
 from aura.files import plain_mode, write_json, write_text
+from aura.model.precision import describe_export, export_dtype
 from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 from aura.types import Sample
 
@@ -290,22 +291,40 @@ def read_continuable(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, Any]
     return state
 
 
-def export(engine: Engine, processor: Processor, folder: Path, checkpoint: Path | None) -> None:
+SHARD_SIZE = "5GB"
+"""Largest weight file of an export."""
+
+
+def export(
+    engine: Engine,
+    processor: Processor,
+    folder: Path,
+    checkpoint: Path | None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write a Hugging Face folder that ``AuraModel.from_pretrained`` loads; all processes call it together.
+
+    The files are those of ``scripts/export.py --keep-lora`` to the last bit, but for quantised weights.
 
     Args:
         engine: The model with its frozen weights.
         processor: Saved beside the model.
         folder: Where to; an older export is replaced.
         checkpoint: Whose trained weights to take; ``None`` takes the engine's current ones.
+        dtype: Of the language model.
     """
     weights = engine.full_state_dict()
     if weights is not None:
         if checkpoint is not None:
             trained = {name: value for name, value in trained_weights(checkpoint).items() if name in weights}
-            weights.update({name: value.to(weights[name].dtype) for name, value in trained.items() if value.numel()})
+            weights.update({name: value for name, value in trained.items() if value.numel()})
+        for name, value in weights.items():
+            weights[name] = value.to(export_dtype(name, dtype)) if value.is_floating_point() else value
+        if config := getattr(engine.module, "config", None):
+            describe_export(config, dtype)
         with replaced_folder(folder) as unfinished:
-            engine.module.save_pretrained(str(unfinished), state_dict=weights)  # type: ignore[operator]
+            save: Any = engine.module.save_pretrained
+            save(str(unfinished), state_dict=weights, max_shard_size=SHARD_SIZE)
             processor.save_pretrained(str(unfinished))
             for file in unfinished.glob("*.safetensors"):  # written for the owner alone; a model is for others to read
                 file.chmod(plain_mode())

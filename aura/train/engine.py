@@ -21,6 +21,7 @@ from aura import environment, ranks
 from aura.config import REDUCE_BUCKET, TrainSettings
 from aura.devices import check_bf16, check_build
 from aura.model.quantize import unpacked
+from aura.train.loss_scale import LossScale
 
 CPU_BUCKET = 20_000_000
 """As :data:`aura.config.REDUCE_BUCKET`, on a CPU, where what is trained is far smaller."""
@@ -99,6 +100,9 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: s
     """DeepSpeed's configuration for these settings: the one of LISA, with what the settings change.
 
     The scheduler counts optimizer steps; with warm-up W the first two steps run at lr 0 and the peak is step W + 2.
+
+    DeepSpeed is told of no half precision: it would cast every parameter. What is trained is in fp32, the rest in the
+    precision it comes in (:mod:`aura.model.precision`), and the loss scale is :class:`Engine`'s.
     """
     micro, accumulation = settings.micro_batch_size, settings.accumulation
     bucket = REDUCE_BUCKET if device_type == "cuda" else CPU_BUCKET
@@ -107,8 +111,6 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: s
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": micro * accumulation * world_size,
         "gradient_clipping": settings.grad_clip,
-        "fp16": {"enabled": settings.precision == "fp16"},
-        "bf16": {"enabled": settings.precision == "bf16"},
         "scheduler": {
             "type": "WarmupDecayLR",
             "params": {
@@ -129,17 +131,32 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, device_type: s
         },
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
+        # It would make every micro-batch wait for the GPU.
+        "timers": {"throughput": {"enabled": False}},
     }
     if settings.offload_optimizer:
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": device_type == "cuda"}
     return config
 
 
+class PlainAdamW(torch.optim.AdamW):
+    """AdamW for ZeRO 0, whose ``overflow`` DeepSpeed reads as it reads that of its own optimizers."""
+
+    overflow = False
+    """The gradients are not finite: the next step changes nothing."""
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.overflow else super().step(closure)
+
+
 class Engine:
     """A model under DeepSpeed: forward, backward, step; save and load.
 
+    In fp16 the loss is scaled. A step whose gradients overflow is skipped by all processes alike: weights, schedule and
+    :attr:`steps` stay as they were, and the scale falls.
+
     Args:
-        model: Its trainable parameters (``requires_grad``) are optimised.
+        model: Its trainable parameters (``requires_grad``) are optimised; they are in fp32.
         settings: The training settings.
         process: From :func:`start_process`.
     """
@@ -148,13 +165,16 @@ class Engine:
         deepspeed = _import_deepspeed()
         self.process = process
         self.zero_stage = settings.zero_stage
-        self._half, self._fp16 = settings.precision != "fp32", settings.precision == "fp16"
+        self.scaler = LossScale() if settings.precision == "fp16" else None
+        self._max_skipped = settings.max_skipped_steps
         self._grad_norm: float | None = None
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
             raise ValueError("the model has no trainable parameter")
+        assert all(p.dtype == torch.float32 for p in trainable), "trained weights are fp32: see aura.model.precision"
         # torch's fused AdamW runs on CPU and GPU alike and never compiles; DeepSpeed's own would.
-        optimizer = torch.optim.AdamW(
+        kind = torch.optim.AdamW if self.zero_stage else PlainAdamW
+        optimizer = kind(
             trainable, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         config = deepspeed_config(settings, world_size=process.world_size, device_type=process.device.type)
@@ -167,8 +187,18 @@ class Engine:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps done."""
+        """Optimizer steps done, without those that were skipped."""
+        return self.attempts - self.skipped_steps
+
+    @property
+    def attempts(self) -> int:
+        """Optimizer steps done or skipped: so many times ``accumulation`` micro-batches were read."""
         return int(self._engine.global_steps)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps skipped so far, since their gradients overflowed."""
+        return int(self._engine.skipped_steps)
 
     @property
     def lr(self) -> float:
@@ -177,7 +207,10 @@ class Engine:
 
     @property
     def grad_norm(self) -> float | None:
-        """The norm of the last optimizer step's gradients before clipping; ``None`` before the first step."""
+        """The norm of the last optimizer step's gradients before clipping; ``None`` before the first step.
+
+        Not finite if that step was skipped.
+        """
         return self._grad_norm
 
     def __call__(self, *inputs: Any) -> Any:
@@ -185,34 +218,62 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of one micro-batch (DeepSpeed divides by the accumulation count)."""
+        if self.scaler is not None and self.zero_stage == 0:
+            loss = loss * self.scaler.scale
+        elif self.scaler is not None:
+            self._engine.optimizer.override_loss_scale(self.scaler.scale)
         self._engine.backward(loss)
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """End a micro-batch; every ``accumulation``-th call is an optimizer step.
 
+        Returns:
+            Whether that step was skipped (fp16 alone); false in between.
+
         Raises:
-            FloatingPointError: The gradients are not finite (with fp16 such a step is skipped, and the scale lowered).
+            FloatingPointError: The gradients are not finite; in fp16: not for ``max_skipped_steps`` in a row.
         """
-        last = self._engine.is_gradient_accumulation_boundary()
-        if last and self.zero_stage == 0 and not self._half:  # here DeepSpeed clips but does not tell the norm
-            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-            self._grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return False
+        if self.zero_stage == 0:
+            self._measure_and_unscale()
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        if last and norm is not None:
-            self._grad_norm = float(norm)
-        if last and not self._fp16 and not math.isfinite(self._grad_norm or 0.0):
+        if self.zero_stage > 0:
+            self._grad_norm = float(self._engine.get_global_grad_norm())
+        skipped = not self._engine.was_step_applied()
+        if self.scaler is not None:
+            self.scaler.update(skipped)
+            if self.scaler.overflows_in_a_row >= self._max_skipped:
+                raise FloatingPointError(
+                    f"the gradients were not finite {self._max_skipped} times in a row after optimizer step "
+                    f"{self.steps}, and the loss scale is down to {self.scaler.scale:g}; lower --train.lr, or train "
+                    "in bf16 where the GPU has it. The last checkpoint is good"
+                )
+        elif skipped:
             raise FloatingPointError(
-                f"the gradients are not finite in optimizer step {self.steps}, though the loss was; lower --train.lr. "
-                "The last checkpoint is good"
+                f"the gradients are not finite in optimizer step {self.steps + 1}, though the loss was; lower "
+                "--train.lr. The last checkpoint is good"
             )
+        return skipped
+
+    def _measure_and_unscale(self) -> None:
+        """What ZeRO does by itself: the norm, true gradients, and no step where they are not finite."""
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if self.scaler is not None:
+            torch._foreach_mul_(grads, 1 / self.scaler.scale)
+        self._grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        self._engine.optimizer.overflow = not math.isfinite(self._grad_norm)
 
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)
 
     def save(self, folder: Path, tag: str) -> None:
         """Write ``folder/tag``: trainable weights, optimizer, scheduler. All processes call it together."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        own = {} if self.scaler is None else {"loss_scale": self.scaler.state()}
+        self._engine.save_checkpoint(
+            str(folder), tag=tag, client_state=own, save_latest=False, exclude_frozen_parameters=True
+        )
         wait_for_all(self.process)
 
     def load(self, folder: Path, tag: str) -> None:
@@ -223,7 +284,7 @@ class Engine:
         """
         where = Path(folder) / tag
         try:
-            path, _ = self._engine.load_checkpoint(str(folder), tag=tag, custom_load_fn=self._load_weights)
+            path, own = self._engine.load_checkpoint(str(folder), tag=tag, custom_load_fn=self._load_weights)
         except Exception as error:
             raise ValueError(
                 f"{where} cannot be loaded ({_first_line(error)}); "
@@ -231,6 +292,8 @@ class Engine:
             ) from error
         if path is None:
             raise ValueError(f"{where} holds no checkpoint; choose another with --train.resume PATH")
+        if self.scaler is not None and "loss_scale" in own:
+            self.scaler.load(own["loss_scale"])
 
     def _load_weights(self, src: dict[str, Tensor], dst: nn.Module) -> None:
         """Frozen weights are not in a checkpoint, so loading is not strict; but every trainable one must be there."""

@@ -28,6 +28,7 @@ from aura.data.processor import Processor
 from aura.files import plain_mode
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
+from aura.model.precision import describe_export, export_dtype
 from aura.train.checkpoint import FROZEN, STATE, frozen_digest, newest, read_state, replaced_folder
 from aura.train.engine import seed_everything, trained_weights
 from aura.weights.build import build_model
@@ -235,13 +236,10 @@ def _put(model: AuraModel, trained: dict[str, Tensor], where: Path) -> None:
 
 def convert(model: AuraModel, dtype: torch.dtype) -> None:
     """Cast in place, tensor by tensor; SAM and the heads are kept in fp32, in which they always compute."""
-    keep = tuple(f"{part}." for part in AuraModel._keep_in_fp32_modules_strict)
     for name, value in model.state_dict(keep_vars=True).items():
         if value.is_floating_point():
-            value.data = value.data.to(torch.float32 if name.startswith(keep) else dtype)
-    llava = model.config.llava_config
-    for config in (model.config, llava, llava.text_config, llava.vision_config):
-        config.dtype = dtype  # each part is loaded in what its own config says
+            value.data = value.data.to(export_dtype(name, dtype))
+    describe_export(model.config, dtype)
 
 
 def merge_adapters(model: AuraModel) -> None:

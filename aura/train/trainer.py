@@ -22,6 +22,7 @@ from aura.features import fill_cache
 from aura.files import write_text
 from aura.losses import AuraCriterion
 from aura.model import AuraModel
+from aura.model.configuration import DTYPES
 from aura.plan.activations import Workload
 from aura.plan.fitting import decide_recomputing, largest_workload, memory_of
 from aura.train import checkpoint as ckpt
@@ -32,7 +33,9 @@ from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
 from aura.train.summary import opening, write_run_report
 from aura.train.validation import look_up, validate, validation_samples
-from aura.types import Batch, Sample
+from aura.types import Batch, Losses, Sample
+
+LOSS_NAMES = tuple(f.name for f in dataclasses.fields(Losses))
 
 RESCALING_BATCHES = 16
 """Batches whose ``[SEG]`` states say how large they are (``model.rescale_states``)."""
@@ -67,6 +70,9 @@ class Trainer:
         self.criterion = AuraCriterion(config.loss)
         self.effective_batch = self.settings.micro_batch_size * self.settings.accumulation * process.world_size
         self.best: dict[str, Any] | None = None
+        self.terms: list[tuple[tuple[int, ...], torch.Tensor]] = []
+        """Images and losses (in the order of :data:`LOSS_NAMES`) of the optimizer step's micro-batches so far."""
+        self.skipped = False
 
     def run(self) -> int:
         """Train to the end, or until a signal comes.
@@ -158,7 +164,7 @@ class Trainer:
     def _train(self) -> int:
         """Returns the signal that stopped it, 0 at the end."""
         s, engine, process = self.settings, self.engine, self.process
-        done = engine.steps * s.accumulation
+        done = engine.attempts * s.accumulation
         stream = batches(self.samples, self.processor, self.config, process, self.cache, start=done)
         bar = tqdm(total=s.steps, initial=engine.steps, desc="training", unit="step", disable=not process.is_main)
         with Interrupt() as interrupt, bar, closing(stream):
@@ -166,15 +172,17 @@ class Trainer:
                 lr = engine.lr
                 for _ in range(s.accumulation):
                     self._micro_step(next(stream))
-                step, last = engine.steps, engine.steps == s.steps
-                bar.update()
-                if self._is_due(step, s.log_every) or step == 1:
-                    bar.set_postfix(loss=f"{self._log(step, lr):.3f}")
-                improved = self._is_due(step, s.validate_every) and self._validate(step)
+                step, improved, due = engine.steps, False, False
+                if self._end_step():
+                    bar.update()
+                    if self._is_due(step, s.log_every) or step == 1:
+                        bar.set_postfix(loss=f"{self._log(step, lr):.3f}")
+                    improved = self._is_due(step, s.validate_every) and self._validate(step)
+                    due = self._is_due(step, s.checkpoint_every) or step == s.steps
                 signal = ds.largest_over_processes(interrupt.signal, process)
-                if self._is_due(step, s.checkpoint_every) or last or improved or signal:
+                if due or improved or signal:
                     self._save()
-                if signal and not last:
+                if signal and step < s.steps:
                     self._say(f"stopped by signal {signal} after step {step}; --train.resume auto continues")
                     return signal
         return 0
@@ -185,26 +193,57 @@ class Trainer:
     def _micro_step(self, batch: Batch) -> None:
         batch = batch.to(self.process.device)
         losses = self.criterion(self.engine(batch), batch)
-        names = [f.name for f in dataclasses.fields(losses)]
-        # One transfer for all terms: each would make the GPU wait.
-        values = torch.stack([getattr(losses, name).detach().float() for name in names]).tolist()
-        terms = dict(zip(names, values, strict=True))
-        if not math.isfinite(terms["total"]):
-            raise FloatingPointError(
-                f"the loss is not finite in optimizer step {self.engine.steps + 1}: {terms}; images "
-                f"{list(batch.image_ids)}. Look at these records, or lower --train.lr; the last checkpoint is good"
-            )
         self.engine.backward(losses.total)
-        self.engine.step()
-        self.window.add(terms)
+        # Read once per optimizer step, all together: each look makes the GPU wait.
+        values = torch.stack([getattr(losses, name).detach().float() for name in LOSS_NAMES])
+        self.terms.append((batch.image_ids, values))
+        try:
+            self.skipped = self.engine.step()
+        except FloatingPointError as error:
+            self._read_losses(self.engine.steps + 1)
+            images = [image for ids, _ in self.terms for image in ids]
+            raise FloatingPointError(f"{error}; the last images were {images}") from error
+
+    def _end_step(self) -> bool:
+        """Take in the losses of an optimizer step; false if it was skipped."""
+        losses = self._read_losses(self.engine.steps)
+        self.terms.clear()
+        if self.skipped:
+            assert self.engine.scaler is not None
+            scale, count = self.engine.scaler.scale, self.engine.skipped_steps
+            self._say(f"step {self.engine.steps + 1}: the gradients overflowed, tried again with loss scale {scale:g}")
+            self.log.write("skip", self.engine.steps, {"loss_scale": scale, "skipped_steps": count})
+            return False
+        for terms in losses:
+            if math.isfinite(terms["total"]):
+                self.window.add(terms)
+        return True
+
+    def _read_losses(self, step: int) -> list[dict[str, float]]:
+        """The terms of each micro-batch of optimizer step ``step``.
+
+        Raises:
+            FloatingPointError: One is not finite, where no loss scale can be the reason; the message names its images.
+        """
+        rows = torch.stack([terms for _, terms in self.terms]).tolist()
+        losses = [dict(zip(LOSS_NAMES, row, strict=True)) for row in rows]
+        for (images, _), terms in zip(self.terms, losses, strict=True):
+            if self.engine.scaler is None and not math.isfinite(terms["total"]):
+                raise FloatingPointError(
+                    f"the loss is not finite in optimizer step {step}: {terms}; images {list(images)}. Look at these "
+                    "records, or lower --train.lr; the last checkpoint is good"
+                )
+        return losses
 
     def _log(self, step: int, lr: float) -> float:
         means = self.window.means()
         means = dict(zip(means, ds.mean_over_processes(list(means.values()), self.process), strict=True))
         self.window = Window()
         speed = round(self.log.speed(step) * self.effective_batch, 3)
-        norm = self.engine.grad_norm
-        self.log.write("train", step, {**means, "lr": lr, "grad_norm": norm, "samples_per_second": speed})
+        facts: dict[str, Any] = {"lr": lr, "grad_norm": self.engine.grad_norm}
+        if self.engine.scaler is not None:
+            facts |= {"loss_scale": self.engine.scaler.scale, "skipped_steps": self.engine.skipped_steps}
+        self.log.write("train", step, {**means, **facts, "samples_per_second": speed})
         check_at = max(3 * self.settings.warmup_steps, self.settings.steps // 4)
         if step - self.settings.log_every < check_at <= step:
             warning = stuck_warning([record["total"] for record in self.log.records("train")])
@@ -232,7 +271,8 @@ class Trainer:
     def _finish(self) -> None:
         """Export the best checkpoint (the last one without validation) and write the report."""
         chosen = self.checkpoints.path(self.best["step"]) if self.best else None
-        ckpt.export(self.engine, self.processor, self.folder / "export", chosen)
+        dtype = DTYPES[self.settings.precision]
+        ckpt.export(self.engine, self.processor, self.folder / "export", chosen, dtype)
         if self.process.is_main:
             total = self.effective_batch
             command = write_run_report(self.folder, self.config, self.log, effective_batch=total, best=self.best)

@@ -17,6 +17,7 @@ from aura.data.processor import Processor
 from aura.data.tokenization import complete_v1_tokenizer, load_tokenizer, prepare_tokenizer
 from aura.model.aura import AuraModel
 from aura.model.configuration import AuraConfig
+from aura.model.precision import hold
 from aura.model.quantize import check_quantization
 from aura.weights import (
     PartReport,
@@ -75,7 +76,7 @@ def build_model(
         settings: From ``mllm`` and ``sam``, or from an AURA export or a LISA checkpoint (``init_from``).
         data: ``max_length`` goes into the processor.
         device: Where to put the model; left on the CPU without.
-        dtype: Of all its weights.
+        dtype: Of the frozen backbones; what is trained is in fp32 (see :mod:`aura.model.precision`).
 
     Raises:
         ValueError: A folder is missing, damaged or of the wrong kind, or a part that should be pretrained is not.
@@ -92,6 +93,7 @@ def build_model(
     if settings.quantize != "none":
         model.mllm.quantize(settings.quantize, model.config.lora, dtype=dtype, device=quantize_on)
         model.freeze()
+    hold(model, dtype)
     return model if device is None else model.to(device), processor, report
 
 
@@ -141,8 +143,8 @@ def _from_backbones(
             f"model.mllm: {mllm_folder} has never seen {settings.vision_tower}; the projector between them is new and "
             "has to learn: set model.train_projector to true"
         )
-    sam, sam_report = load_sam(sam_folder, dtype=dtype, allow_random=settings.allow_random)
-    model, processor, rows = _assemble(settings, data, dtype, mllm.llava, sam, mllm.tokenizer, mllm.clip_folder)
+    sam, sam_report = load_sam(sam_folder, dtype=torch.float32, allow_random=settings.allow_random)
+    model, processor, rows = _assemble(settings, data, mllm.llava, sam, mllm.tokenizer, mllm.clip_folder)
     language_model, *rest = mllm.parts
     parts = [dataclasses.replace(language_model, new=rows), *rest, *_sam_parts(sam, sam_report), *_new_parts(model)]
     return model, processor, LoadReport(tuple(parts))
@@ -151,7 +153,6 @@ def _from_backbones(
 def _assemble(
     settings: ModelSettings,
     data: DataSettings,
-    dtype: torch.dtype,
     llava: Any,
     sam: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -183,7 +184,6 @@ def _assemble(
     config.eos_token_id = processor.text.eos_token_id
 
     model: Any = AuraModel(config, llava=llava, sam=sam)
-    model = model.to(dtype)
     return model, processor, rows
 
 
@@ -213,7 +213,7 @@ def _from_lisa(
             f"makes {tokens - 1} with LISA's own; it is the tokenizer of another model"
         )
     model, processor, new = _assemble(
-        settings, data, dtype, lisa.llava, lisa.sam, tokenizer, settings.vision_tower, knows_seg=True
+        settings, data, lisa.llava, lisa.sam, tokenizer, settings.vision_tower, knows_seg=True
     )
     model.prompt_encoder.projection.load_state_dict(lisa.projection)
     mllm, *others = lisa.parts

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from aura.model.precision import cast_parameters
+
 
 @dataclass(frozen=True)
 class PartReport:
@@ -53,7 +55,7 @@ def load_pretrained(
 ) -> tuple[Any, PartReport]:
     """A ``transformers`` model of class ``kind`` from its folder, and the account; random if ``allow_random``."""
     if not check_weight_files(folder, setting, required=not allow_random):
-        model = kind(AutoConfig.from_pretrained(str(folder))).to(dtype)
+        model = cast_parameters(kind(AutoConfig.from_pretrained(str(folder))), dtype)
         return model, PartReport(part, f"{folder} (config only)", 0, missing=tuple(model.state_dict()))
     # Our own account takes the place of the library's, which lists what we leave out on purpose.
     library = logging.getLogger("transformers.modeling_utils")

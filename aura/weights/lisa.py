@@ -63,7 +63,7 @@ def load_lisa(path: str | Path, *, base: str | Path | None, vision_tower: CLIPVi
         base: The LLaVA v1 folder that a training state started from, for its config and tokenizer; a merged folder
             has its own.
         vision_tower: CLIP, which merged folders lack. A training state holds a copy, which must be equal to it.
-        dtype: Of all weights.
+        dtype: Of LLaVA's weights; SAM's are fp32.
 
     Raises:
         ValueError: Another kind of checkpoint, damaged files, a training state without ``base``, an adapter without
@@ -86,7 +86,7 @@ def load_lisa(path: str | Path, *, base: str | Path | None, vision_tower: CLIPVi
             f"model.mllm: {tokenizer} is a Hugging Face LLaVA; the training state {path} needs the original LLaVA v1 "
             "folder that it started from"
         )
-    sam, variant = sam_from_state(_part(state, _SAM), f"{_SETTING}: {path}: {_SAM}*", dtype)
+    sam, variant = sam_from_state(_part(state, _SAM), f"{_SETTING}: {path}: {_SAM}*", torch.float32)
     rest = [name for name in state if not name.startswith((_SAM, _PROJECTION, _TOWER))]
     try:
         llava, missing, unexpected = llava_from_v1_state(config, _Selection(state, rest), vision_tower, dtype)

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from aura.data.tokenization import IM_PATCH, complete_v1_tokenizer, load_tokenizer
+from aura.model.precision import cast_parameters
 from aura.weights.clip import load_vision_tower
 from aura.weights.delta import is_delta, refuse_delta
 from aura.weights.files import PartReport, check_weight_files, load_pretrained, read_config, read_folder_tensors
@@ -247,7 +248,7 @@ def llava_from_v1_state(
     """
     two_layers = "model.mm_projector.0.weight" in state
     llava: Any = _empty_llava(v1_config(config, state, vision_tower, two_layers=two_layers))
-    llava.model.vision_tower = _cast(vision_tower, dtype)
+    llava.model.vision_tower = cast_parameters(vision_tower, dtype)
     if not two_layers:
         rows = llava.config.text_config.hidden_size
         _assign(llava, "model.multi_modal_projector.linear_2.weight", torch.eye(rows, dtype=dtype))
@@ -315,10 +316,6 @@ def _empty_llava(config: LlavaConfig) -> LlavaForConditionalGeneration:
         llava: Any = LlavaForConditionalGeneration(config)
     llava.model.language_model.rotary_emb = LlamaRotaryEmbedding(text)
     return llava
-
-
-def _cast(module: Any, dtype: torch.dtype) -> Any:
-    return module.to(dtype)
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -36,7 +36,7 @@ class Network(nn.Module):
     def forward(self, x):
         return self.trained(x) + self.frozen(x)
 
-    def save_pretrained(self, folder, state_dict):
+    def save_pretrained(self, folder, state_dict, max_shard_size):
         Path(folder).mkdir(exist_ok=True)
         torch.save(state_dict, f"{folder}/weights.pt")
 

@@ -186,7 +186,7 @@ def test_other_settings_are_refused_on_resume(config, samples):
         make_trainer(changed(config, resume="none"), samples).run()
 
 
-@pytest.mark.parametrize(("precision", "stage"), [("bf16", 2), ("fp32", 3)])
+@pytest.mark.parametrize(("precision", "stage"), [("bf16", 0), ("bf16", 2), ("bf16", 3), ("fp32", 3)])
 def test_other_precisions_and_stages_train_and_export(config, samples, val_samples, precision, stage):
     config = changed(config, precision=precision, zero_stage=stage, steps=2, gradient_checkpointing=True)
     assert make_trainer(config, samples, val_samples).run() == 0
