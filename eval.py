@@ -1,14 +1,18 @@
 """Evaluate AURA: ``python eval.py --checkpoint runs/mini --data data/mini/mini_test.json --out runs/mini/eval``.
 
+Killed, it goes on with the same command: answers wait in ``OUT/unfinished`` until their report is written.
+
 With ``torchrun --nproc-per-node N eval.py ...`` N processes share the images.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -37,8 +41,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device-map", choices=("auto",), help="spread the model over all GPUs")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of the language model")
+    parser.add_argument("--timeout-hours", type=int, default=24, metavar="N", help="how long ranks wait for each other")
     options = parser.parse_args(argv)
-    for key in ("limit", "batch_size", "num", "max_new_tokens"):
+    for key in ("limit", "batch_size", "num", "max_new_tokens", "timeout_hours"):
         if (value := getattr(options, key)) is not None and value < 1:
             parser.error(f"--{key.replace('_', '-')} must be positive, got {value}")
     for key in ("out", "feature_cache"):
@@ -71,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--device-map gives all GPUs to one process; leave it out, or start eval.py without torchrun")
     assistant = Assistant.from_pretrained(
         options.checkpoint,
-        ranks.start(options.device),
+        ranks.start(options.device, timedelta(hours=options.timeout_hours)),
         options.dtype,
         quantize=options.quantize,
         device_map=options.device_map,
@@ -92,11 +97,15 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         name=options.name,
+        unfinished=options.out / "unfinished" if options.out else None,
         observers=[gallery] * bool(options.contact_sheet) + [predictions] * bool(options.predictions),
     ):
         figures[f"{options.name} ({protocol})" if several else options.name] = report.as_dict()
         if options.out and is_main:
             report.write(options.out / protocol if several else options.out)
+    if options.out and is_main:
+        with contextlib.suppress(OSError):  # not empty: of other protocols
+            (options.out / "unfinished").rmdir()
     if options.predictions:
         predictions.save(options.predictions)
     if is_main:

@@ -25,11 +25,12 @@ _objects: dist.ProcessGroup | None = None
 """The group for objects; ``None`` is the default group."""
 
 
-def start(device: str | None = None) -> str | None:
+def start(device: str | None = None, wait: timedelta = WAIT) -> str | None:
     """Join the other processes where a launcher such as ``torchrun`` started several.
 
     Args:
         device: What the user asked for.
+        wait: How long a rank waits for the others in one joint act.
 
     Returns:
         This process's device: with several processes a GPU of its own, where there are GPUs, else ``device``.
@@ -42,9 +43,9 @@ def start(device: str | None = None) -> str | None:
     if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-        join("nccl", WAIT)
+        join("nccl", wait)
     else:
-        join("gloo", WAIT)
+        join("gloo", wait)
     return device
 
 

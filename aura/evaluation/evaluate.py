@@ -8,9 +8,12 @@ resampled to the image's size and cut at logit 0.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,15 +27,15 @@ from aura.data.images import sam_geometry
 from aura.data.processor import Processor
 from aura.evaluation.report import Report
 from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
+from aura.evaluation.unfinished import Answers, Unfinished, weights_digest
 from aura.features import encode
 from aura.model import AuraModel
 from aura.model.readout import decode_answers, read_masks
-from aura.ranks import gather, rank_and_world
+from aura.ranks import from_first, gather, rank_and_world, wait
 from aura.types import ImageFeatures, MaskPair, Sample
 
 __all__ = ["Prediction", "Report", "evaluate", "evaluate_all", "load_predictions", "predict", "score"]
 
-Answers = dict[TurnKey, PredictedAnswer]
 Observer = Callable[[Sample, Mapping[TurnKey, PredictedAnswer]], None]
 
 
@@ -56,6 +59,7 @@ def evaluate_all(
     progress: bool = True,
     name: str = "AURA",
     observers: Sequence[Observer] = (),
+    unfinished: Path | None = None,
 ) -> Iterator[tuple[Protocol, Report]]:
     """Score ``model`` on ``dataset`` under each protocol.
 
@@ -77,9 +81,12 @@ def evaluate_all(
         progress: Show a progress bar on rank 0.
         name: The model's row in tables.
         observers: Each is called with each image of this rank and its answers under the last protocol.
+        unfinished: A folder for answers until their reports have been taken. An evaluation that finds some there, of
+            the same model and settings, goes on with them; an image whose record has changed is answered anew.
 
     Raises:
-        ValueError: No image to evaluate, or a sample that the processor refuses; the message names it.
+        ValueError: No image to evaluate, answers of another model or with other settings in ``unfinished``, or a sample
+            that the processor refuses; the message names it.
     """
     rank, world = rank_and_world()
     chosen = [sample for sample in dataset if sample.conversations][:limit]
@@ -92,15 +99,28 @@ def evaluate_all(
     for read in dict.fromkeys(protocol == "teacher_forced" for protocol in protocols):
         same = [protocol for protocol in protocols if (protocol == "teacher_forced") == read]
         scorers = [Scorer(protocol, model.config.masks) for protocol in same]
-        predicted = predict(
-            model,
-            processor,
-            [*mine, *padding],
-            same[0],
-            cache=cache,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-        )
+
+        def answer(samples: Sequence[Sample], protocol: Protocol = same[0]) -> Iterator[tuple[Sample, Answers]]:
+            options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+            return predict(model, processor, samples, protocol, cache=cache, **options)  # type: ignore[arg-type]
+
+        kept = None
+        if unfinished is None:
+            predicted: Iterable[tuple[Sample, Answers]] = answer([*mine, *padding])
+        else:
+            kept = Unfinished(unfinished / ("read" if read else "written"))
+            identity = {
+                "model": weights_digest(model),
+                "processor": json.loads(json.dumps(processor.settings)),
+                "device": model.device.type,
+                "batch size": batch_size,
+                "feature cache": cache is not None,
+                "longest answer": None if read else max_new_tokens,
+            }
+            found = from_first(partial(kept.begin, identity))
+            if found and not hidden:
+                tqdm.write(f"{', '.join(same)}: {found} images were answered before; going on in {kept.folder}")
+            predicted = _kept(kept, mine, batch_size, answer)
         bar = tqdm(predicted, total=len(mine), desc=", ".join(same), unit="image", disable=hidden, leave=False)
         for number, (sample, answers) in enumerate(bar):
             if number < len(mine):
@@ -110,6 +130,26 @@ def evaluate_all(
                     observe(sample, answers)
         for protocol, scorer in zip(same, scorers, strict=True):
             yield protocol, Report.merge(protocol, gather(scorer.report(name)), name)
+        if kept is not None:
+            wait()
+            if rank == 0:
+                kept.end()
+
+
+def _kept(
+    kept: Unfinished,
+    samples: Sequence[Sample],
+    batch_size: int,
+    answer: Callable[[Sequence[Sample]], Iterable[tuple[Sample, Answers]]],
+) -> Iterator[tuple[Sample, Answers]]:
+    """Answers from ``kept``, and new ones put there, by whole batches: their members differ in rounding elsewhere."""
+    for start in range(0, len(samples), batch_size):
+        part = samples[start : start + batch_size]
+        found = [(sample, answers) for sample in part if (answers := kept.load(sample)) is not None]
+        if len(found) < len(part):
+            found = list(answer(part))
+            kept.save(found)
+        yield from found
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,62 @@ def test_reports_travel_between_processes(tiny_model, processor, dataset, tmp_pa
         assert ranks.gather(report) == [report]
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_happened(
+    tiny_model, processor, dataset, monkeypatch, tmp_path, world
+) -> None:
+    """Killed while it scores the second image of the first of ``world`` ranks; one rank goes on."""
+    options = {"progress": False, "max_new_tokens": 6}
+    whole = dict(evaluate_all(tiny_model, processor, dataset, PROTOCOLS, **options))
+    options["unfinished"] = tmp_path / "unfinished"
+    seen = []
+
+    def die(sample, _):
+        seen.append(sample.image_id)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if world == 2:
+            patch.setattr(dist, "is_initialized", lambda: True)
+            patch.setattr(dist, "get_world_size", lambda: 2)
+            patch.setattr(dist, "get_rank", lambda: 0)
+            patch.setattr(evaluation, "from_first", lambda make: make())
+        with pytest.raises(KeyboardInterrupt):
+            dict(evaluate_all(tiny_model, processor, dataset, ["generated_order"], observers=[die], **options))
+    assert seen == [[1, 2], [1, 3]][world - 1]
+    (file,) = (tmp_path / "unfinished" / "written").glob("*.jsonl")
+    with file.open("a") as torn:
+        torn.write('{"image_id": 2, "rec')
+
+    answered, generate = [], tiny_model.generate_answers
+    monkeypatch.setattr(tiny_model, "generate_answers", lambda *a, **k: answered.append(1) or generate(*a, **k))
+    shown = []
+    observers = [lambda sample, answers: shown.append((sample.image_id, len(answers)))]
+    again = dict(evaluate_all(tiny_model, processor, dataset, PROTOCOLS, observers=observers, **options))
+    assert len(answered) == 1, "only the image without an answer is answered"
+    assert again == whole and [again[p].as_dict() for p in PROTOCOLS] == [whole[p].as_dict() for p in PROTOCOLS]
+    assert shown == [(1, 4), (2, 4), (3, 4)]
+    assert list((tmp_path / "unfinished").iterdir()) == []
+
+
+def test_answers_of_another_model_or_record_are_not_taken(tiny_model, processor, dataset, tmp_path) -> None:
+    def start(**options):
+        every = evaluate_all(
+            tiny_model, processor, dataset, ["generated_order"], progress=False, unfinished=tmp_path, **options
+        )
+        return next(every)[1]  # its report is not yet taken
+
+    first = start(max_new_tokens=6)
+    assert start(max_new_tokens=6) == first
+    with pytest.raises(ValueError, match=r"another evaluation.*\(longest answer: 6 -> 5\); give another --out"):
+        start(max_new_tokens=5)
+    changed = replace(dataset[0], conversations=dataset[0].conversations[:1])
+    dataset[0] = changed
+    assert start(max_new_tokens=6).as_dict()["num_answers"] == 10
+    with torch.no_grad():
+        next(tiny_model.visible_decoder.parameters()).add_(1)
+    with pytest.raises(ValueError, match=r"another evaluation.*\(model: "):
+        start(max_new_tokens=6)
