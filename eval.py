@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import get_args
 
 from aura import environment
-from aura.config import Protocol, load_config
+from aura.config import Protocol
+from aura.types import Sample
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eval.py", description="gIoU and cIoU of a trained model, and more.")
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run folder, or an export folder")
-    parser.add_argument("--data", metavar="FILE", help="AmodalReasonSeg JSON (default: the run's validation split)")
+    parser.add_argument("--data", metavar="FILE", help="AmodalReasonSeg JSON (default: what the run validated on)")
     parser.add_argument("--images", metavar="DIR", help="folder of its images (default: as the file says)")
     parser.add_argument("--protocol", action="append", choices=get_args(Protocol), help="repeatable; teacher_forced")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the report; DIR/PROTOCOL if there are several")
@@ -64,14 +65,17 @@ def run(options: argparse.Namespace) -> None:
     from aura.evaluation.evaluate import evaluate_all
     from aura.evaluation.gallery import Gallery, PredictionFile, picture_format
     from aura.formats.amodal_reason_seg import AmodalReasonSeg
+    from aura.train.splits import kept_for_validation
 
     logging.disable_progress_bar()
     if options.contact_sheet:
         picture_format(options.contact_sheet)  # an evaluation takes minutes; a wrong file name should not
-    annotations, images = options.data, options.images
+    annotations: str = options.data
+    dataset: Sequence[Sample]
     if annotations is None:
-        annotations, images = validation_split(options.checkpoint, images)
-    dataset = AmodalReasonSeg.load(annotations, images)
+        dataset, annotations = kept_for_validation(Path(options.checkpoint), options.images)
+    else:
+        dataset = AmodalReasonSeg.load(annotations, options.images)
     if options.device_map and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--device-map gives all GPUs to one process; leave it out, or start eval.py without torchrun")
     assistant = Assistant.from_pretrained(
@@ -113,15 +117,6 @@ def run(options: argparse.Namespace) -> None:
         if options.contact_sheet:
             gallery.save(options.contact_sheet, f"{options.name}, {options.protocol[-1]}, {Path(annotations).name}")
     ranks.stop()
-
-
-def validation_split(checkpoint: str, images: str | None) -> tuple[str, str | None]:
-    """The validation annotations and images that the run folder's config names."""
-    config_file = Path(checkpoint) / "config.yaml"
-    split = load_config(config_file).data.val if config_file.is_file() else None
-    if split is None or split.annotations is None:
-        raise ValueError(f"{checkpoint} names no validation split; say what to evaluate with --data FILE")
-    return split.annotations, images or split.images
 
 
 def main(argv: Sequence[str] | None = None) -> int:

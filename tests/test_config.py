@@ -67,6 +67,21 @@ def test_a_mistake_is_one_line_that_names_the_key_and_code_2(arguments, named, c
     assert message.count("\n") == 1
 
 
+def test_a_validation_split_left_over_from_other_data_is_refused(tmp_path, capsys):
+    base = write(tmp_path / "base.yaml", "data: {train: {annotations: a.json}, val: {annotations: b.json}}\n")
+    own = write(tmp_path / "own.yaml", "data: {train: {annotations: c.json}}\n")
+    for later in (["--config", own], ["--data.train.annotations=c.json"], ["--data.train.annotations", "c.json"]):
+        with pytest.raises(SystemExit):
+            parse_config(["--config", base, *later])
+        assert re.search(r"data\.val\.annotations \(b\.json\) is left over from .*base\.yaml", capsys.readouterr().err)
+        for mended in ("null", "d.json"):
+            found = parse_config(["--config", base, *later, "--data.val.annotations", mended]).data
+            assert (found.train.annotations, found.val.annotations) == ("c.json", None if mended == "null" else mended)
+    first = parse_config(["--data.val.annotations", "d.json", "--data.train.annotations", "c.json"]).data
+    assert first.val.annotations == "d.json"
+    assert parse_config(["--config", own, "--config", base]).data.train.annotations == "a.json"
+
+
 def test_load_config_puts_layers_over_each_other(tmp_path):
     first = write(tmp_path / "a.yaml", "train: {lr: 0.1, steps: 900}\n")
     second = write(tmp_path / "b.yaml", "train: {steps: 700}\n")

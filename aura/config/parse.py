@@ -81,6 +81,7 @@ def _parse(argv: Sequence[str], prog: str) -> tuple[Config, bool]:
     for name, section in sections.items():
         parser.add_class_arguments(section, name)
     _check_layers(argv)
+    _refuse_leftover(argv)
     values = parser.instantiate(parser.parse_args(list(argv)))
     return Config(**{name: getattr(values, name) for name in sections}), values.print_config
 
@@ -107,6 +108,37 @@ def _check_sections(value: Any, section: type, where: str, prefix: str = "") -> 
     }
     for name in value.keys() & inner.keys():
         _check_sections(value[name], inner[name], where, f"{prefix}{name}.")
+
+
+class _InOrder(argparse.Action):
+    """Collects options and their values as they come."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.found = [*(namespace.found or []), (self.option_strings[0], values)]
+
+
+def _refuse_leftover(argv: Sequence[str]) -> None:
+    """Raise ``ValueError`` where a layer's ``data.val`` is left over from other data: ``data.train`` is named later."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--config", "--data.train.annotations", "--data.val.annotations"):
+        finder.add_argument(option, dest="found", action=_InOrder)
+    named: dict[str, tuple[int, str, Any]] = {}
+    for place, (option, value) in enumerate(finder.parse_known_args(list(argv))[0].found or []):
+        if option != "--config":
+            named[option.split(".")[1]] = (place, "the command line", None if value == "null" else value)
+            continue
+        layer = yaml.safe_load(Path(value).read_text(encoding="utf-8")) if Path(value).is_file() else {}
+        for name in ("train", "val"):
+            split = (layer.get("data") or {}).get(name) or {}
+            if "annotations" in split:
+                named[name] = (place, value, split["annotations"])
+    if {"train", "val"} <= named.keys():
+        (train_at, train_from, _), (val_at, val_from, val) = named["train"], named["val"]
+        if val is not None and val_from != "the command line" and train_at > val_at:
+            raise ValueError(
+                f"data.train.annotations is given by {train_from}, but data.val.annotations ({val}) is left over from "
+                f"{val_from}; give this data's own, or --data.val.annotations null to hold images out of data.train"
+            )
 
 
 def _one_line(error: Exception) -> str:

@@ -132,7 +132,9 @@ class DataSettings:
 
     Args:
         train: Training split.
-        val: Validation split; periodic validation is off without it.
+        val: Validation split; without it a part of the training split is held out.
+        held_out: Images held out of the training split where ``val`` names no file: those whose ids come first in the
+            order of their hashes, at most a tenth of all. 0 trains on all of them and does not validate.
         conversations_per_image: Conversations drawn per image and step; ``null`` takes all.
         max_length: Longest single conversation in tokens, image included; longer ones are an error, never cut.
         feature_cache: Folder for the frozen encoders' outputs, which are computed once, before the first step (2.5 MiB
@@ -150,14 +152,16 @@ class DataSettings:
     feature_cache: str | None = "data/features"
     num_workers: int = 4
     prefetch: int = 2
+    held_out: int = 100
     on_bad_record: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         per_image = self.conversations_per_image
         _require(per_image is None or per_image > 0, f"data.conversations_per_image must be positive, got {per_image}")
         _require(self.max_length > 0, f"data.max_length must be positive, got {self.max_length}")
-        _require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
         _require(self.prefetch > 0, f"data.prefetch must be positive, got {self.prefetch}")
+        for key in ("num_workers", "held_out"):
+            _require(getattr(self, key) >= 0, f"data.{key} must not be negative, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from heapq import nsmallest
 from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -62,6 +63,24 @@ def records_digest(samples: Sequence[Sample]) -> str:
 def content_of(samples: Sequence[Sample]) -> str | None:
     """A digest of the file that the records come from, masks included, if there is one."""
     return samples.content() if isinstance(samples, Indexed) else None
+
+
+def hold_out(samples: Sequence[Sample], number: int) -> tuple[Selection, Selection]:
+    """The samples without those held out, and those: ``number`` images with conversations, at most a tenth of them.
+
+    Taken are those whose ids come first in the order of their SHA-256: a rule of the ids alone, whatever their order,
+    their number or a run's seed.
+    """
+    used = conversation_counts(samples) > 0
+    number = min(number, int(used.sum()) // 10)
+    lots = [
+        (hashlib.sha256(str(picture.image_id).encode()).digest(), place)
+        for place, (picture, has_any) in enumerate(zip(pictures(samples), used, strict=True))
+        if has_any
+    ]
+    held = np.zeros(len(samples), dtype=bool)
+    held[[place for _, place in nsmallest(number, lots)]] = True
+    return Selection(samples, np.flatnonzero(~held)), Selection(samples, np.flatnonzero(held))
 
 
 class Selection(Sequence[Sample]):

@@ -34,7 +34,7 @@ FORMAT = 1
 MAY_CHANGE = {
     **SAME_NUMBERS,
     "model": SAME_NUMBERS["model"] | {"mllm", "vision_tower", "sam", "init_from"},
-    "data": SAME_NUMBERS["data"] | {"train", "val", "on_bad_record"},
+    "data": SAME_NUMBERS["data"] | {"train", "val", "held_out", "on_bad_record"},
     "train": SAME_NUMBERS["train"] | {"validate_every", "validate_images"},
 }
 """Settings that a continued run may change: those of no consequence, and names of what is compared by its content."""

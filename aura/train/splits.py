@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from aura import ranks
-from aura.config import Config, SplitSettings
+from aura.config import Config, SplitSettings, load_config
 from aura.data.conversations import ConversationTokenizer
 from aura.data.findings import Findings
 from aura.data.preflight import BadRecord, Inspection, inspect
-from aura.data.selection import Selection, conversation_counts, pictures
+from aura.data.selection import Selection, conversation_counts, hold_out, pictures
 from aura.files import write_json, write_text
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.train.engine import Process
@@ -24,8 +25,9 @@ from aura.types import Sample
 
 SHOWN = 50
 """Bad records that are printed; the file has them all."""
-LEFT_OUT, BAD = "left_out.json", "bad_records.txt"
-"""In the run folder: what ``data.on_bad_record skip`` left out; what ``stop`` found, where that is long."""
+LEFT_OUT, BAD, HELD_OUT = "left_out.json", "bad_records.txt", "held_out.json"
+"""In the run folder: what ``data.on_bad_record skip`` left out, what ``stop`` found where that is long, and the images
+that are kept for validation (``data.held_out``)."""
 
 T = TypeVar("T")
 
@@ -54,12 +56,61 @@ def open_splits(config: Config, tokenizer: ConversationTokenizer, process: Proce
         refused = ranks.from_first(lambda: _check(config, splits, tokenizer, run, told))
     else:
         refused = ranks.from_first(lambda: {})
-    for name, bad in refused.items():
-        if bad:
+    sources = {name: name for name in splits}
+    if "val" not in splits and config.train.validate_every and data.held_out:
+        train, held = hold_out(splits["train"], data.held_out)
+        if len(held):  # or the records stay those of the whole file, as in runs that hold nothing out
+            splits, sources = {"train": train, "val": held}, {"train": "train", "val": "train"}
+    for name, source in sources.items():
+        if bad := refused.get(source):
             splits[name] = without(splits[name], bad)
             if not conversation_counts(splits[name]).any():
-                raise ValueError(f"data.{name}: every record is a bad one ({run / LEFT_OUT}); nothing is left")
+                raise ValueError(f"data.{source}: every record is a bad one ({run / LEFT_OUT}); nothing is left")
+    if process.is_main:
+        told.append(_validation_told(config, splits.get("val"), run))
     return Splits(splits["train"], splits.get("val"), told)
+
+
+def kept_for_validation(run: Path, images: str | None = None) -> tuple[Sequence[Sample], str]:
+    """What a run validated on, and the name of that file: its own ``data.val``, or what it held out.
+
+    Args:
+        run: The run folder.
+        images: Folder of the pictures, where it is another one now.
+
+    Raises:
+        ValueError: It names no such split.
+    """
+    data = load_config(run / "config.yaml").data if (run / "config.yaml").is_file() else None
+    if data is not None and data.val.annotations is not None:
+        return AmodalReasonSeg.load(data.val.annotations, images or data.val.images), data.val.annotations
+    if data is None or data.train.annotations is None or not (run / HELD_OUT).is_file():
+        raise ValueError(f"{run} names no validation split; say what to evaluate with --data FILE")
+    dataset = AmodalReasonSeg.load(data.train.annotations, images or data.train.images)
+    held = set(json.loads((run / HELD_OUT).read_text(encoding="utf-8"))["image_ids"])
+    places = [place for place, picture in enumerate(dataset.pictures()) if picture.image_id in held]
+    if len(places) < len(held):
+        raise ValueError(f"{data.train.annotations} lacks images that {run / HELD_OUT} lists; give --data FILE")
+    chosen, listed = Selection(dataset, np.array(places, dtype=np.int64)), run / LEFT_OUT
+    left_out = json.loads(listed.read_text(encoding="utf-8")).get("data.train", []) if listed.is_file() else []
+    return without(chosen, [BadRecord(**record) for record in left_out]), data.train.annotations
+
+
+def _validation_told(config: Config, val: Sequence[Sample] | None, run: Path) -> str:
+    """One sentence about what the run validates on; lists what it holds out."""
+    data, every = config.data, config.train.validate_every
+    listed = run / HELD_OUT
+    if data.val.annotations is None and val is not None:
+        ids = [picture.image_id for picture in pictures(val)]
+        write_json(listed, {"annotations": data.train.annotations, "image_ids": ids}, indent=1)
+        return f"validates every {every} steps on {len(ids)} images held out of data.train, never trained on: {listed}"
+    listed.unlink(missing_ok=True)
+    if every and val is not None:
+        return f"validates every {every} steps on data.val, {data.val.annotations}"
+    if not every:
+        return "does not validate (train.validate_every is 0); the last step is exported"
+    why = "data.held_out is 0" if not data.held_out else "data.train has too few images to hold a tenth of them out"
+    return f"does not validate: data.val names no file and {why}; the last step is exported"
 
 
 def load_split(split: SplitSettings, name: str) -> AmodalReasonSeg:

@@ -44,8 +44,10 @@ def write_run_report(
         best: ``step``, ``metric`` and ``score`` of the exported checkpoint; ``None`` if the last one was exported.
     """
     split, last = config.data.val, log.records("train")[-1]
-    data = f"{split.annotations} --images {split.images}" if split.annotations else "FILE"
-    command = f"python eval.py --checkpoint {folder} --data {data} --protocol teacher_forced"
+    data = f" --data {split.annotations}" + (f" --images {split.images}" if split.images else "")
+    if split.annotations is None:
+        data = "" if best else " --data FILE"  # eval.py finds what was held out
+    command = f"python eval.py --checkpoint {folder}{data} --protocol teacher_forced"
     losses = {f.name: last[f.name] for f in dataclasses.fields(Losses)}
     seconds, steps = round(log.seconds, 1), last["step"]
     choice = f"step {best['step']}, {best['metric']} {best['score']:.4f}" if best else "the last step (no validation)"

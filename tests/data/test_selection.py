@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 
-from aura.data.selection import Selection, content_of, conversation_counts, pictures, records_digest
+from aura.data.selection import Selection, content_of, conversation_counts, hold_out, pictures, records_digest
 
 
 def test_a_selection_has_the_chosen_images_without_what_is_left_out(sample):
@@ -33,3 +34,19 @@ def test_digests_tell_records_apart(sample):
         [samples[0], fewer, samples[2]],
     ]
     assert len({records_digest(each) for each in [samples, *others]}) == 6
+
+
+def ids(samples):
+    return [sample.image_id for sample in samples]
+
+
+def test_what_is_held_out_depends_on_the_ids_alone(sample):
+    samples = [replace(sample, image_id=i) for i in range(40)]
+    samples[7] = replace(samples[7], conversations=())
+    train, held = hold_out(samples, 3)
+    order = sorted((i for i in range(40) if i != 7), key=lambda i: hashlib.sha256(f"{i}".encode()).hexdigest())
+    assert set(ids(held)) == set(order[:3]) and len(held) == 3
+    assert sorted(ids(train) + ids(held)) == list(range(40)) and ids(held) == sorted(ids(held))
+    assert set(ids(hold_out(samples[::-1], 3)[1])) == set(ids(held))
+    assert len(hold_out(samples, 100)[1]) == 3, "at most a tenth of the 39 that have conversations"
+    assert len(hold_out(samples[:9], 100)[1]) == 0

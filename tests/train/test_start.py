@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from aura.config import Config, DataSettings, ModelSettings, SplitSettings, TrainSettings
+from aura.config import Config, DataSettings, ModelSettings, SplitSettings, TrainSettings, to_yaml
 from aura.data.selection import records_digest
+from aura.files import write_text
 from aura.train.engine import Process
-from aura.train.splits import load_split, open_splits
+from aura.train.splits import kept_for_validation, load_split, open_splits
 from aura.train.validation import check_metric
 from aura.weights.text import load_text_side
 
@@ -100,7 +101,7 @@ def test_bad_records_are_left_out_and_listed(config, tmp_path):
     spoil(tmp_path)
     splits = opened(config, on_bad_record="skip")
     assert [[c.id for c in sample.conversations] for sample in splits.train] == [[10], [11]]
-    (told,) = splits.told
+    told, _ = splits.told
     assert told.startswith("left out 2 bad records of data.train") and "left_out.json" in told
     listed = json.loads((tmp_path / "run" / "left_out.json").read_text())["data.train"]
     assert [(record["image_id"], record["conversation_id"]) for record in listed] == [(2, 12), (3, None)]
@@ -122,3 +123,51 @@ def test_a_picture_in_both_splits_is_refused_whatever_it_is_called(config, tmp_p
         opened(config, val=val)
     Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "other" / "7.png")
     assert len(opened(config, val=val).val) == 1
+
+
+def many(folder, config, **train):
+    """The same with 30 images."""
+    images = [{"id": n, "file_name": f"{n}.png", "height": 4, "width": 4} for n in range(30)]
+    for n in range(30):
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(folder / f"{n}.png")
+    turns = [{"question": "Why?", "answer": "So.", "objects": []}]
+    conversations = [{"id": n, "image_id": n, "turns": turns} for n in range(30)]
+    document = {**DOCUMENT, "images": images, "conversations": conversations}
+    (folder / "train.json").write_text(json.dumps(document))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+
+
+def test_a_run_validates_on_images_that_it_holds_out(config, tmp_path):
+    config = many(tmp_path, config)
+    splits = opened(config)
+    trained, held = ({s.image_id for s in samples} for samples in (splits.train, splits.val))
+    assert len(held) == 3 and trained | held == set(range(30)) and not trained & held
+    assert splits.told == [
+        f"validates every 500 steps on 3 images held out of data.train, never trained on: {tmp_path}/run/held_out.json"
+    ]
+    write_text(tmp_path / "run" / "config.yaml", to_yaml(config))
+    kept, name = kept_for_validation(tmp_path / "run")
+    assert {s.image_id for s in kept} == held and name == config.data.train.annotations
+    bad = min(held)
+    (tmp_path / f"{bad}.png").write_bytes(b"")
+    again = opened(config, on_bad_record="skip")
+    assert {s.image_id for s in again.val} == held - {bad} and {s.image_id for s in again.train} == trained
+    assert {s.image_id for s in kept_for_validation(tmp_path / "run")[0]} == held - {bad}
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "told"),
+    [
+        ({"held_out": 0}, {}, "does not validate: data.val names no file and data.held_out is 0"),
+        ({}, {"validate_every": 0}, "does not validate (train.validate_every is 0)"),
+    ],
+)
+def test_a_run_that_does_not_validate_says_so(config, tmp_path, data, train, told):
+    whole = opened(many(tmp_path, config, **train), **data)
+    assert whole.told[0].startswith(told) and len(whole.train) == 30 and whole.val is None
+    assert not (tmp_path / "run" / "held_out.json").exists()
+
+
+def test_a_few_images_are_all_trained_on(config):
+    splits = opened(config)
+    assert len(splits.train) == 3 and splits.val is None and "too few images" in splits.told[0]
