@@ -84,10 +84,10 @@ def setting_of(options: argparse.Namespace) -> Setting:
     deepspeed = "deepspeed" if shutil.which("deepspeed") else str(Path(sys.executable).with_name("deepspeed"))
     if options.mini:  # one process needs no launcher
         base, launcher = (CONFIGS / "mini.yaml", CONFIGS / "sweep_mini.yaml"), shlex.quote(sys.executable)
-        folder, data, images = "runs/tables_mini", "data/mini/mini_test.json", "data/mini/images/test"
+        folder, data, images = "runs/tables_mini", "data/mini/mini_test.json", Path("data/mini/images/test")
     else:
         base, launcher = (CONFIGS / "aura_7b.yaml",), deepspeed
-        folder, data, images = "runs/tables", "data/amodal_reason_seg/test.json", "data/coco"
+        folder, data, images = "runs/tables", "data/amodal_reason_seg/0.1/test.json", None
     launcher = shlex.split(options.launcher or launcher)
     if options.jobs > 1 and Path(launcher[0]).name in ("deepspeed", "torchrun"):
         raise ValueError(
@@ -98,7 +98,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         runs=options.runs or Path(folder),
         base=base,
         data=options.data or Path(data),
-        images=options.images or (Path(images) if options.data is None else None),
+        images=options.images or (images if options.data is None else None),
         extra=tuple(options.config),
         protocol=options.protocol,
         launcher=tuple(launcher),
