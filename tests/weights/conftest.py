@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import sentencepiece
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
-PIECES = 400
+from aura.config import LoraSettings, ModelSettings
+from tests.weights.original import PIECES, V1, VISION, write_v1
+
 TEXT = "The quick brown fox asks a human what hides the bus, and the assistant answers politely: a tree does. "
 
 
@@ -19,3 +23,33 @@ def sentencepiece_model(tmp_path_factory) -> bytes:
         byte_fallback=True, pad_id=-1, hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     return (folder / "tokenizer.model").read_bytes()
+
+
+@pytest.fixture
+def v1():
+    """A random original LLaVA."""
+    return V1()
+
+
+@pytest.fixture
+def clip_dir(v1, tmp_path):
+    """A whole CLIP, text side and all, whose image side is the original's tower."""
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=VISION.to_dict(), projection_dim=16))
+    clip.vision_model.load_state_dict(v1.tower.state_dict())
+    clip.save_pretrained(tmp_path / "clip")
+    return str(tmp_path / "clip")
+
+
+@pytest.fixture
+def v1_dir(v1, sentencepiece_model, tmp_path):
+    """Its folder, with tensors that a loader passes over."""
+    rotary = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.full((4,), 9.0)}
+    tower = {"model.vision_tower.vision_tower.vision_model.post_layernorm.bias": torch.full((24,), 9.0)}
+    return write_v1(tmp_path / "llava-v1", sentencepiece_model, v1.state | rotary | tower, v1.config())
+
+
+@pytest.fixture
+def settings(v1_dir, clip_dir, tiny_sam_dir):
+    """A model from that folder; files about other weights have settings of their own."""
+    return ModelSettings(mllm=v1_dir, vision_tower=clip_dir, sam=tiny_sam_dir, lora=LoraSettings(r=4, dropout=0.0))
