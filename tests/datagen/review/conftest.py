@@ -27,6 +27,9 @@ from aura.types import AmodalObject
 SIZE = (48, 64)
 NAMES = ("Ada", "Grace", "Edsger")
 CUP, BOOK = 70, 71
+SHARED_CUP = 10_000 + CUP
+"""The cup of image 1, which the three annotators share."""
+EDITED = "You could drink from this cup [SEG]."
 PAIRS = (
     PairDraft("What could I drink from?", "You could drink from the cup [SEG].", (CUP,)),
     PairDraft("What hides it?", "Nothing hides the cup [SEG].", (CUP,), follows=0),

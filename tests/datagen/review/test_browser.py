@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import os
 import re
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
 
 from aura.datagen.store.pairs import Pair
 from aura.datagen.store.store import Store
@@ -26,25 +18,15 @@ from aura.drawing.typesetting import PALETTE
 from aura.mini.benchmark import write_mini
 from aura.mini.pictures import load_backgrounds, load_cutouts
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if CHROMIUM is None or DRIVER is None:
+if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
     pytest.skip("no Chromium: apt-get install -y chromium chromium-driver", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install -r requirements-dev.txt")
+pytest.importorskip("selenium.webdriver", reason="no selenium: pip install -r requirements-dev.txt")
 
-from selenium.common.exceptions import StaleElementReferenceException, TimeoutException, WebDriverException  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
 
-ROOT = Path(__file__).parents[3]
-NAMES = ("Ada", "Grace", "Edsger")
-SECONDS = 60
-SCREENSHOTS = os.environ.get("AURA_SCREENSHOTS")
-"""A folder that gets the pictures of the documentation: AURA_SCREENSHOTS=docs/images pytest tests/datagen/review"""
-
-
-# --- a project, a server, a browser -----------------------------------------------------------------------------------
+from tests.datagen.review.reviewer import NAMES, Reviewer, Server, run_script, screenshot, start_chromium
 
 
 @pytest.fixture(scope="session")
@@ -70,53 +52,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_script(folder: Path, script: str, *arguments: str) -> None:
-    """A script, in this process, as if called in ``folder``."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        main = runpy.run_path(str(ROOT / "scripts" / script))["main"]
-        assert main([*arguments, "--config", "datagen.yaml"]) == 0
-    finally:
-        os.chdir(before)
-
-
-class Server:
-    """``scripts/review.py serve`` in a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = 0
-        with self.store() as store:
-            self.tokens = {name: store.annotators.add(name) for name in NAMES}
-        self.start()
-
-    def start(self) -> None:
-        """Start it; after the first time on the same port."""
-        command = [sys.executable, str(ROOT / "scripts" / "review.py"), "serve", "--config", "datagen.yaml"]
-        self.process = subprocess.Popen(
-            [*command, f"--review.port={self.port}"], cwd=self.folder, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
-        assert found, line
-        self.port = int(found[1])
-
-    def kill(self) -> None:
-        """kill -9."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def store(self) -> Store:
-        """The project, as another process sees it."""
-        return Store.open(self.folder / "project" / "project.sqlite")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
 @pytest.fixture
 def server(template: Path, tmp_path: Path) -> Iterator[Server]:
     folder = tmp_path / "work"
@@ -126,123 +61,11 @@ def server(template: Path, tmp_path: Path) -> Iterator[Server]:
     server.kill()
 
 
-def start_chromium(*, javascript: bool = True) -> WebDriver:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "no-proxy-server"):
-        options.add_argument(f"--{argument}")
-    options.add_argument("--window-size=1400,1000")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    if not javascript:
-        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-
-
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[WebDriver]:
     driver = start_chromium()
     yield driver
     driver.quit()
-
-
-class Reviewer:
-    """Hands and eyes of an annotator in front of a browser."""
-
-    def __init__(self, driver: WebDriver, server: Server, name: str) -> None:
-        self.driver = driver
-        self.server = server
-        driver.get(f"{server.url}/login")
-        driver.delete_all_cookies()
-        driver.get(f"{server.url}/login")
-        self.find("#token").send_keys(server.tokens[name], Keys.ENTER)
-        self.wait(lambda: self.text("h1") == "Your queue")
-        self.complaints()  # reading empties the list; what is in it belongs to others
-
-    def find(self, css: str):  # type: ignore[no-untyped-def]
-        return self.driver.find_element(By.CSS_SELECTOR, css)
-
-    def text(self, css: str) -> str:
-        found = self.driver.find_elements(By.CSS_SELECTOR, css)
-        return found[0].text.strip() if found else ""
-
-    def value(self, css: str) -> str:
-        return str(self.find(css).get_property("value"))
-
-    def wait(self, condition: Callable[[], object]) -> None:
-        waiting = WebDriverWait(self.driver, SECONDS, 0.05, [StaleElementReferenceException])
-        try:
-            waiting.until(lambda _: condition())
-        except TimeoutException as error:
-            raise AssertionError(f"waited in vain; the page says: {self.text('main')[:1000]}") from error
-
-    def open(self, pair_id: int) -> None:
-        self.driver.get(f"{self.server.url}/pairs/{pair_id}")
-        self.wait(lambda: self.text("h1").startswith(f"Pair {pair_id}"))
-
-    def press(self, *keys: str) -> None:
-        """Keys for whatever has the focus, or for the page."""
-        self.driver.switch_to.active_element.send_keys(*keys)
-
-    def leaves(self, act: Callable[[], object]) -> None:
-        """Do something that leads to another page, and wait for that."""
-        old = self.find("html")
-        act()
-
-        def gone() -> bool:
-            try:
-                old.is_enabled()
-            except (StaleElementReferenceException, WebDriverException):
-                return True
-            return False
-
-        self.wait(gone)
-        self.wait(lambda: self.driver.execute_script("return document.readyState") == "complete")
-
-    def judge(self, pair_id: int, key: str) -> None:
-        self.open(pair_id)
-        self.leaves(lambda: self.press(key))
-
-    def retype(self, css: str, text: str) -> None:
-        field = self.find(css)
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(text)
-
-    def edit(self, pair_id: int, answer: str) -> None:
-        self.open(pair_id)
-        self.press("e")
-        self.retype("#answer", answer)
-        self.leaves(lambda: self.press(Keys.CONTROL, Keys.ENTER))
-
-    def saved(self) -> None:
-        self.wait(lambda: self.text("#state").startswith("Draft saved"))
-
-    def queue(self) -> list[tuple[int, str]]:
-        """(pair, what to do) as the first page lists them."""
-        self.driver.get(self.server.url)
-        if not self.text("#start"):
-            return []
-        rows = self.driver.find_elements(By.CSS_SELECTOR, "main table")[0].find_elements(By.CSS_SELECTOR, "tbody tr")
-        cells = [row.find_elements(By.TAG_NAME, "td") for row in rows]
-        return [(int(row[0].text), row[3].text) for row in cells]
-
-    def complaints(self) -> list[str]:
-        """What the browser's console says: blocked scripts, missing files, errors."""
-        return [e["message"] for e in self.driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
-
-
-def screenshot(driver: WebDriver, name: str, folder: Path) -> None:
-    """The page as a small JPEG; into the documentation when asked to."""
-    height = driver.execute_script("return document.documentElement.scrollHeight")
-    clip = {"x": 0, "y": 0, "width": 1400, "height": min(height, 1500), "scale": 1}
-    shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
-    picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-    folder = Path(SCREENSHOTS) if SCREENSHOTS else folder
-    path = folder / f"{name}.jpg"
-    picture.save(path, quality=82, optimize=True)
-    assert 10_000 < path.stat().st_size < 200_000 and len(set(picture.resize((40, 40)).getdata())) > 20
-
-
-# --- what annotators live through -------------------------------------------------------------------------------------
 
 
 def test_three_annotators_review_disagree_decide_and_the_release_holds_what_they_agreed_on(chromium, server, tmp_path):
