@@ -1,104 +1,17 @@
 """Offline questions and answers, held against the masks that they speak of."""
 
 import dataclasses
-import json
-import math
 import re
-from functools import cache
-from itertools import islice
 
 import numpy as np
 import pytest
 
-from aura.datagen.facts.facts import facts_of
-from aura.datagen.facts.grammar import degree
-from aura.datagen.facts.knowledge import GROUPS, PURPOSES, SUPERCATEGORIES, names_category, purposes_of
+from aura.datagen.facts.knowledge import PURPOSES, names_category
 from aura.datagen.offline.generator import generate_conversations
-from aura.datagen.offline.ideas import follow_ups, ideas_of, spare_ideas
 from aura.formats.sources import AnnotatedImage
-from aura.masks import decode_rle
-from aura.mini.benchmark import scene_stream
-from aura.mini.pictures import DEFAULT_ASSETS, load_backgrounds, load_cutouts
-from aura.mini.scenes import Scene, SceneObject
 from aura.types import Turn
+from tests.datagen.offline.corpus import MARK, blobs, corpus, each_turn
 from tests.scenes import annotated_image_from_scene
-
-SIDE = 96
-CATEGORIES = sorted({c for p in PURPOSES for c in p.categories} | {"gizmo"})
-MARK = re.compile(r"\bthe ((?:(?!\bthe )[^\[,])+) \[SEG\]", re.IGNORECASE)
-
-
-def blobs(seed: int, categories=CATEGORIES, count: int | None = None) -> Scene:
-    """Ellipses in a heap, front to back."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    taken, objects = np.zeros((SIDE, SIDE), bool), []
-    for _ in range(count or int(rng.integers(1, 9))):
-        x, y = rng.uniform(8, SIDE - 8, 2)
-        radius = rng.uniform(8, 24)
-        amodal = (columns - x) ** 2 + rng.uniform(0.6, 1.6) * (rows - y) ** 2 < radius**2
-        visible = amodal & ~taken
-        if visible.sum() >= 0.1 * amodal.sum():
-            objects.append(SceneObject(str(rng.choice(categories)), amodal, visible))
-        taken |= amodal
-    return Scene(np.zeros((SIDE, SIDE, 3), np.uint8), tuple(objects), "none")
-
-
-@cache
-def corpus() -> tuple[tuple[AnnotatedImage, tuple[Turn, ...]], ...]:
-    """Images with their turns: heaps of blobs, few categories so that some occur twice, and real scenes."""
-    few = ("banana", "bus", "horse", "chair", "scissors", "gizmo")
-    scenes = [blobs(i) for i in range(130)] + [blobs(1000 + i, few) for i in range(50)]
-    scenes += islice(scene_stream(load_cutouts(), load_backgrounds(), split="pretrain", seed=3), 8)
-    images = [annotated_image_from_scene(scene, number, first_id=50) for number, scene in enumerate(scenes)]
-    return tuple((image, tuple(t for c in generate_conversations(image, seed=1) for t in c.turns)) for image in images)
-
-
-class Truth:
-    """What the decoded masks say, computed apart from the generator's own code."""
-
-    def __init__(self, image: AnnotatedImage) -> None:
-        self.category = {o.id: o.category for o in image.objects}
-        self.visible = {o.id: decode_rle(o.visible) for o in image.objects}
-        self.amodal = {o.id: decode_rle(o.amodal) for o in image.objects}
-        self.rate = {i: 1 - self.visible[i].sum() / self.amodal[i].sum() for i in self.visible}
-        self.x = {i: self.centre(mask, 0) for i, mask in self.visible.items()}
-        self.y = {i: self.centre(mask, 1) for i, mask in self.visible.items()}
-
-    @staticmethod
-    def centre(mask: np.ndarray, axis: int) -> float:
-        filled = np.flatnonzero(mask.any(axis=axis))
-        return (filled[0] + filled[-1] + 1) / 2 / mask.shape[1 - axis]
-
-    def hidden_pixels(self, front: int, back: int) -> int:
-        return 0 if front == back else int((self.visible[front] & self.amodal[back] & ~self.visible[back]).sum())
-
-    def hides(self, front: int, back: int) -> bool:
-        pixels = self.hidden_pixels(front, back)
-        return pixels >= 4 and pixels >= 0.02 * self.amodal[back].sum()
-
-    def plain_to_see(self, pairs: list[tuple[int, int]]) -> bool:
-        """No (front, back) of ``pairs`` hides a little, so that one may doubt whether it counts."""
-        return not any(0.01 <= self.hidden_pixels(a, b) / self.amodal[b].sum() < 0.1 for a, b in pairs)
-
-    def in_front_of(self, back: int) -> set[int]:
-        assert self.plain_to_see([(i, back) for i in self.visible])
-        return {i for i in self.visible if self.hides(i, back)}
-
-    def behind(self, front: int) -> set[int]:
-        assert self.plain_to_see([(front, i) for i in self.visible])
-        return {i for i in self.visible if self.hides(front, i)}
-
-    def only(self, category: str) -> int:
-        found = [i for i, c in self.category.items() if c == category]
-        assert len(found) == 1, f"{category} is not unique here"
-        return found[0]
-
-
-@cache
-def each_turn() -> list[tuple[Truth, Turn]]:
-    truths = [(Truth(image), turns) for image, turns in corpus()]
-    return [(truth, turn) for truth, turns in truths for turn in turns]
 
 
 def test_every_image_gets_ten_pairs_in_a_few_longer_conversations():
@@ -347,99 +260,3 @@ def test_crowds_are_counted_from_the_left():
 def test_the_vocabulary_is_small():
     words = {w for _, t in each_turn() for w in re.findall(r"\w+", f"{t.question} {t.answer}".lower())}
     assert len(words) < 500
-
-
-def test_every_coco_category_has_a_purpose():
-    coco = """
-        person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-        parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
-        handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
-        surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
-        broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,
-        laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase,
-        scissors, teddy bear, hair drier, toothbrush
-    """
-    names = [" ".join(name.split()) for name in coco.split(",")]
-    assert len(set(names)) == 80
-    assert [name for name in names if not purposes_of(name)] == []
-    assert set(SUPERCATEGORIES.values()) <= set(GROUPS)
-
-
-def test_every_mini_category_has_a_purpose():
-    categories = {cutout.category for cutout in load_cutouts()}
-    assert len(categories) >= 40
-    assert {c for c in categories if not purposes_of(c)} == set()
-
-
-def test_groups_are_the_same_for_composed_scenes_and_for_files():
-    stored = {c["name"]: c["supercategory"] for c in json.loads((DEFAULT_ASSETS / "categories.json").read_text())}
-    grouped = {name: supercategory for name, supercategory in stored.items() if supercategory in GROUPS}
-    assert grouped == {name: SUPERCATEGORIES[name] for name in stored if name in SUPERCATEGORIES}
-
-
-def test_a_purpose_does_not_name_a_category_that_serves_it():
-    for purpose in PURPOSES:
-        for category in purpose.categories:
-            for text in (purpose.phrase, *purpose.situations):
-                assert not names_category(text, category), (text, category)
-
-
-@pytest.mark.parametrize(
-    ("text", "category", "expected"),
-    [
-        ("Where are the knives?", "knife", True),
-        ("Which bus is it?", "bus", True),
-        ("Which buses are here?", "bus", True),
-        ("What is on my bike?", "bicycle", True),
-        ("The catalogue is open", "cat", False),
-        ("What comes by train", "car", False),
-        ("What about the Teddy Bears?", "teddy bear", True),
-    ],
-)
-def test_naming(text, category, expected):
-    assert names_category(text, category) is expected
-
-
-@pytest.mark.parametrize(
-    ("rate", "words"),
-    [
-        (0.0, "fully visible"),
-        (0.019, "fully visible"),
-        (0.02, "slightly hidden"),
-        (0.199, "slightly hidden"),
-        (0.2, "partly hidden"),
-        (0.399, "partly hidden"),
-        (0.4, "about half hidden"),
-        (0.599, "about half hidden"),
-        (0.6, "mostly hidden"),
-        (1.0, "mostly hidden"),
-    ],
-)
-def test_degrees(rate, words):
-    assert degree(rate) == words
-
-
-def test_nothing_is_claimed_about_how_much_of_an_unknown_shape_is_hidden():
-    """Every second object loses its whole shape. It may hide others, which its visible mask shows, and no more."""
-    claimed = {
-        **dict.fromkeys(("blocked", "free", "use_degree", "hidden_by", "most_hidden_by"), ("focus",)),
-        **dict.fromkeys(("then_hidden_by", "then_visible", "then_degree"), ("focus",)),
-        **dict.fromkeys(("most_hidden", "least_hidden", "visible", "hidden", "mostly_hidden"), ("objects",)),
-        **dict.fromkeys(("behind", "behind_thing", "then_behind", "then_most_hidden"), ("objects",)),
-        "pair": ("focus", "others"),
-    }
-    found = dict.fromkeys((True, False), 0)
-    for image, _ in corpus()[:120]:
-        objects = [
-            o if number % 2 else dataclasses.replace(o, amodal=None, occlusion_rate=None)
-            for number, o in enumerate(image.objects)
-        ]
-        facts = facts_of(dataclasses.replace(image, objects=tuple(objects)))
-        unknown = {index for index, rate in enumerate(facts.rates) if math.isnan(rate)}
-        assert len(unknown) == sum(o.amodal is None for o in objects)
-        ideas = [*ideas_of(facts), *spare_ideas(facts)]
-        for idea in [*ideas, *(after for first in ideas for after in follow_ups(facts, first))]:
-            about = {index for slot in claimed.get(idea.kind, ()) for index in idea.parts[slot]}
-            assert not about & unknown, idea
-            found[bool(about)] += 1
-    assert found[False] > 1000 and found[True] > 100
