@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from aura.datagen.records import GenerationResult, PairDraft, PairProblem
@@ -17,6 +19,7 @@ from aura.datagen.store.store import Store
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import encode_rle
 from aura.types import AmodalObject
+from tests.datagen.commands import SCRIPT
 
 SIZE = (24, 32)
 
@@ -135,3 +138,27 @@ def found_in() -> Callable[[Sequence[int]], list[tuple[PairProblem, ...]]]:
     """``found_in([0, 2])``: problems as the checks give them, of three pairs, where the named ones have one."""
     problem = PairProblem("names_target", "the question names the cup", "Do not name it.")
     return lambda bad: [(problem,) if n in bad else () for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def build():
+    """``main`` of ``scripts/build_dataset.py``."""
+    return runpy.run_path(str(SCRIPT))["main"]
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """Writes a configuration; returns the option that names it."""
+
+    def make(*sources: dict, **changes) -> str:
+        settings = {
+            "project": str(tmp_path / "project"),
+            "sources": list(sources),
+            "generator": {"kind": "offline", "pairs_per_image": 4},
+            "export": {"out": str(tmp_path / "out"), "version": "1"},
+            **changes,
+        }
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        return f"--config={tmp_path / 'config.yaml'}"
+
+    return make
