@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import sentencepiece
 import torch
@@ -53,3 +59,20 @@ def v1_dir(v1, sentencepiece_model, tmp_path):
 def settings(v1_dir, clip_dir, tiny_sam_dir):
     """A model from that folder; files about other weights have settings of their own."""
     return ModelSettings(mllm=v1_dir, vision_tower=clip_dir, sam=tiny_sam_dir, lora=LoraSettings(r=4, dropout=0.0))
+
+
+@pytest.fixture(scope="module")
+def segment_anything():
+    """The upstream package's modules; its own ``__init__`` needs torchvision, so an empty one takes its place."""
+    spec = importlib.util.find_spec("segment_anything")
+    if spec is None:
+        pytest.skip("segment-anything is not installed (requirements-dev.txt)")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in sys.modules if n.split(".")[0] == "segment_anything"]:
+            patch.delitem(sys.modules, name)
+        package = types.ModuleType("segment_anything")
+        package.__path__ = [str(Path(spec.origin).parent)]
+        patch.setitem(sys.modules, "segment_anything", package)
+        yield importlib.import_module("segment_anything.build_sam")
+        for name in [n for n in sys.modules if n.startswith("segment_anything.")]:
+            del sys.modules[name]
