@@ -31,15 +31,15 @@ HUGE = 1e30
 @contextlib.contextmanager
 def strict_fp32() -> Iterator[None]:
     """Products and convolutions of fp32 in fp32: no TF32."""
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = False
+    convolutions: Any = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), convolutions.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    convolutions.allow_tf32 = False
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+        torch.set_float32_matmul_precision(before[0])
+        convolutions.allow_tf32 = before[1]
 
 
 def relative(value: Tensor, reference: Tensor) -> float:
