@@ -12,8 +12,9 @@ from aura.gpucheck import models
 from aura.gpucheck.findings import Findings, NotPossible
 from aura.gpucheck.lab import Lab, release
 from aura.gpucheck.large import criterion, plan_of, set_checkpointing, tokens_per_second, workload
-from aura.gpucheck.small import loss_scale, relative
+from aura.gpucheck.small import relative, scale_of
 from aura.model.configuration import DTYPES
+from aura.model.precision import hold
 from aura.model.quantize import check_quantization
 from aura.plan import make_plan
 from aura.plan.meter import GIB, peak_bytes, reset_peak, synchronize
@@ -22,7 +23,7 @@ from aura.train import engine as ds
 
 def fp16_run(lab: Lab, found: Findings) -> None:
     """ViT-H's features in fp16 against fp32; six steps, the last three repeated from a checkpoint."""
-    precision: Precision = "fp16" if lab.device.type == "cuda" else "bf16"  # DeepSpeed refuses fp16 on a CPU
+    precision: Precision = "fp16"
     config = models.architecture(tiny=lab.tiny)
     lab.require(make_plan(Config(train=lab.settings(precision)), config, work=workload(lab)))
     model = models.random_model(config, DTYPES[precision], lab.device).train()
@@ -65,7 +66,7 @@ def fp16_run(lab: Lab, found: Findings) -> None:
     again = steps()
     apart = max(abs(a - b) / abs(b) for a, b in zip(again, expected, strict=True))
     found.at_most("resumed steps repeat the uninterrupted ones", apart, 5e-3)
-    found.fact(losses=[*first, *expected], resumed=again, loss_scale=loss_scale(engine))
+    found.fact(losses=[*first, *expected], resumed=again, loss_scale=scale_of(engine))
     found.fact(checkpoint_gib=size / GIB, save_s=saved, load_s=loaded, peak_gib=peak_bytes(lab.device) / GIB)
     release(engine)
 
@@ -81,6 +82,7 @@ def four_bits(lab: Lab, found: Findings) -> None:
     began = time.perf_counter()
     model.mllm.quantize("int4", config.lora, dtype=dtype, device=device)
     model.freeze()
+    hold(model, dtype)
     found.fact(packing_s=time.perf_counter() - began)
     model.to(lab.device).train()  # type: ignore[arg-type]
     settings = lab.settings(lab.half)

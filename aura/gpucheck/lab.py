@@ -99,7 +99,8 @@ class Lab:
     def process(self, settings: TrainSettings) -> ds.Process:
         """This process as a run of one; joined once."""
         if self._process is None:
-            self._process = ds.start_process(settings)
+            on_cpu = self.device.type != "cuda"  # where a run in fp16 is refused, and a rehearsal is not
+            self._process = ds.start_process(self.settings("fp32") if on_cpu else settings)
         return self._process
 
     def settings(self, precision: Precision, **changes: Any) -> TrainSettings:

@@ -52,11 +52,15 @@ def architecture(*, tiny: bool) -> AuraConfig:
 
 
 def random_model(config: AuraConfig, dtype: torch.dtype, device: torch.device) -> AuraModel:
-    """The whole model made on the device, held in ``dtype`` as a run holds it, with normal weights of one size."""
+    """The whole model made on the device and held as a run holds it (the frozen backbones in ``dtype``).
+
+    Its weights are normal numbers that keep activations of one size.
+    """
     text, vision = config.llava_config.text_config, config.llava_config.vision_config
     text.dtype = vision.dtype = dtype
-    with no_init_weights(), torch.device(device), default_dtype(dtype):
-        llava: Any = LlavaForConditionalGeneration._from_config(config.llava_config, attn_implementation="sdpa")
+    with no_init_weights(), torch.device(device):
+        with default_dtype(dtype):  # in fp32 it would not fit beside itself
+            llava: Any = LlavaForConditionalGeneration._from_config(config.llava_config, attn_implementation="sdpa")
         sam: Any = SamModel._from_config(config.sam_config, attn_implementation="sdpa")
         model = AuraModel(config, llava=llava, sam=sam)
     fill(model)

@@ -3,7 +3,8 @@
 What a training step keeps for its backward pass is what autograd saves, operation by operation: a frozen linear layer
 keeps nothing, a trained one its input, a norm its input in fp32, SiLU and a product their factors, attention its
 queries, keys, values and output (never the matrix of scores: SDPA). SAM's and CLIP's encoders run without gradient and
-keep nothing. The tests hold these counts against the tensors that a real step keeps.
+keep nothing. What is trained is in fp32; the language model multiplies in its half precision under autocast, the mask
+decoders and the heads compute in fp32. The tests hold these counts against the tensors that a real step keeps.
 
 Legend: B images, L packed tokens, H hidden size, I width of the MLP, M supervised tokens, V vocabulary, N objects, P
 positions of SAM's embedding grid, C channels of SAM's prompts, w bytes of a value.
@@ -14,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aura.losses import PIXELS_AT_ONCE
+from aura.model.aura import OBJECTS_AT_ONCE
 from aura.model.configuration import AuraConfig
 from aura.model.tiny_vit import EXPANSION, has_tiny_vit
 
@@ -71,7 +74,7 @@ def saved(
     Args:
         config: The architecture.
         work: The micro-batch.
-        value_bytes: w: 2 for fp16 and bf16, 4 for fp32.
+        value_bytes: w of the language model: 2 for fp16 and bf16, 4 for fp32.
         checkpointing: Of the language model's layers.
         mask_resolution: Where masks are compared.
         on_gpu: Dropout keeps one byte for each value on a GPU, w on a CPU.
@@ -80,12 +83,18 @@ def saved(
     text = config.llava_config.text_config
     layer = w * tokens * text.hidden_size if checkpointing else _decoder_layer(config, tokens, w, on_gpu)
     heads = (config.masks != "visible") + (config.masks != "amodal")
+    # Of many objects, all but one chunk keep what goes in and out, and are computed anew.
+    whole = min(work.num_objects, max(1, OBJECTS_AT_ONCE * 64 * 64 // _grid(config)))
+    drawn = whole * (heads * _mask_decoder(config) + _occlusion(config))
+    drawn += (work.num_objects - whole) * _drawn(config, heads)
+    of_an_image = min(work.num_objects / work.images, max(1, PIXELS_AT_ONCE // (work.height * work.width)))
+    compared = work.images * of_an_image * _mask_losses(config, work, heads, mask_resolution)
+    compared += (work.num_objects - work.images * of_an_image) * _drawn(config, heads)
     return {
         "language model": text.num_hidden_layers * layer + _around_the_layers(config, work, w),
-        "text loss": work.num_targets * (w * text.hidden_size + FLOAT * text.vocab_size),
-        # Whatever the language model's precision, masks are drawn in fp32.
-        "mask decoders": work.num_objects * (heads * _mask_decoder(config, FLOAT) + _occlusion(config, FLOAT)),
-        "mask losses": work.num_objects * _mask_losses(config, work, heads, mask_resolution),
+        "text loss": work.num_targets * (w * text.hidden_size + FLOAT * text.vocab_size) + _head_copy(config, w),
+        "mask decoders": int(drawn),
+        "mask losses": int(compared),
     }
 
 
@@ -104,7 +113,7 @@ def working(config: AuraConfig, work: Workload, *, value_bytes: int, checkpointi
     text = config.llava_config.text_config
     layer = _decoder_layer(config, tokens, w, True) if checkpointing else 0
     gradients = 2 * w * tokens * (text.intermediate_size + text.hidden_size)
-    logits = work.num_targets * text.vocab_size * (2 * w + 2 * FLOAT)
+    logits = work.num_targets * text.vocab_size * (2 * w + 2 * FLOAT) + _head_copy(config, w)
     encoder = work.images * _sam_encoder(config, w) if encode else 0
     return max(layer + gradients, logits, encoder)
 
@@ -149,12 +158,23 @@ def _around_the_layers(config: AuraConfig, work: Workload, w: int) -> int:
     return work.images * (length * per_token + w * length * length)
 
 
+def _head_copy(config: AuraConfig, w: int) -> int:
+    """The trained head in half precision, which its product uses in both directions."""
+    text = config.llava_config.text_config
+    return w * text.vocab_size * text.hidden_size if config.train_embeddings and w < FLOAT else 0
+
+
+def _drawn(config: AuraConfig, heads: int) -> int:
+    """Bytes of what is drawn of one object: masks, and the three classes of the map."""
+    return FLOAT * 16 * _grid(config) * (heads + 3 * config.spatial_occlusion)
+
+
 def _grid(config: AuraConfig) -> int:
     """P."""
     return config.sam_config.prompt_encoder_config.image_embedding_size**2
 
 
-def _mask_decoder(config: AuraConfig, w: int) -> int:
+def _mask_decoder(config: AuraConfig) -> int:
     """Bytes per object of one mask decoder, all of whose layers are trained.
 
     In units of one image-sized map (P C values). Each two-way block: keys with positions, for its attention twice; keys
@@ -168,10 +188,10 @@ def _mask_decoder(config: AuraConfig, w: int) -> int:
     maps = layers * (4 + 4 * share) + 2 + 2 * share + 7
     tokens = 1 + (sam.num_multimask_outputs + 1) + 1  # quality, masks, the prompt
     small = tokens * (layers * (15 * channels + sam.mlp_dim) + 4 * channels) + 16 * channels
-    return int(w * (maps * _grid(config) * channels + small))
+    return int(FLOAT * (maps * _grid(config) * channels + small))
 
 
-def _occlusion(config: AuraConfig, w: int) -> int:
+def _occlusion(config: AuraConfig) -> int:
     """Bytes per object: projection, E_OC and E_SO."""
     hidden, channels = config.llava_config.text_config.hidden_size, config.prompt_hidden_size
     total = 2 * hidden
@@ -180,7 +200,7 @@ def _occlusion(config: AuraConfig, w: int) -> int:
     if config.spatial_occlusion:
         # Four maps of 16 channels, two probabilities, two arguments of logarithms.
         total += (4 * 16 + 2 + 2) * 16 * _grid(config)
-    return w * total
+    return FLOAT * total
 
 
 def _mask_losses(config: AuraConfig, work: Workload, heads: int, resolution: Literal["image", "decoder"]) -> int:
@@ -190,7 +210,7 @@ def _mask_losses(config: AuraConfig, work: Workload, heads: int, resolution: Lit
         # Each mask: logits, target twice, probability. The map: log-probabilities, and classes in 64 bits.
         return work.height * work.width * (heads * 4 * FLOAT + three * (3 * FLOAT + 8))
     num_masks = config.sam_config.mask_decoder_config.num_multimask_outputs + 1
-    return 16 * _grid(config) * (heads * (FLOAT * num_masks + 3 * FLOAT) + three * 6 * FLOAT)
+    return 16 * _grid(config) * (heads * (num_masks + 3) * FLOAT + three * 6 * FLOAT)
 
 
 def _sam_encoder(config: AuraConfig, w: int) -> int:

@@ -127,13 +127,6 @@ class Plan:
         packed = QUANTISED_BYTES.get(self.config.model.quantize, 0.0) * self.quantised
         return self.value_bytes * (self.total - self.quantised - self.trainable) + TRAINED * self.trainable + packed
 
-    def copies_bytes(self) -> float:
-        """Half-precision copies of trained weights in which the language model multiplies: its head and adapters."""
-        if self.value_bytes == TRAINED:
-            return 0.0
-        lora = self.parts["lora"].trainable if "lora" in self.parts else 0
-        return self.value_bytes * (self.parts["embeddings_and_head"].trainable / 2 + lora)
-
     def memory(self, *, zero_stage: int | None = None, checkpointing: bool | None = None) -> Memory:
         """Of one GPU; the config's ZeRO stage and checkpointing, unless others are asked for."""
         train = self.config.train
@@ -155,8 +148,7 @@ class Plan:
             optimizer=0.0 if train.offload_optimizer and stage else optimizer,
             buckets=REDUCE_BUCKET * TRAINED * {0: 0, 1: 2, 2: 2, 3: 1}[stage],
             activations=sum(kept.values()),
-            working=self.copies_bytes()
-            + activations.working(
+            working=activations.working(
                 self.architecture, self.work, value_bytes=w, checkpointing=recompute, encode=self.encodes
             ),
             reserve=RESERVE + (NCCL if n > 1 else 0),

@@ -2,7 +2,7 @@
 
 One image and short sequences leave a fast GPU waiting for the CPU that launches its work: then this count, not that of
 the arithmetic, says how long a step takes. The numbers are those of a counted step (views and allocations launch
-nothing); ``tests/plan`` counts again.
+nothing) in half precision; ``tests/plan`` counts again.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from aura.plan.activations import Workload
 
 LLAMA_LAYER = (38, 60)
 """Forward and backward operations of a decoder layer without adapters."""
-ADAPTER = (7, 7)
-"""Of one LoRA adapter with dropout."""
+ADAPTER = (11, 11)
+"""Of one LoRA adapter in fp32 with dropout, cast to half precision."""
 SAM_LAYER, CLIP_LAYER = 39, 14
 """Forward operations of an encoder's layer."""
 ENCODERS = 20
 """What lies around the encoders' layers: patches, neck, projections."""
-MASK_DECODER = (66, 156)
+MASK_DECODER = (66, 128)
 MASK_DECODER_LAYER = (31, 63)
 """Of one mask decoder without its two-way blocks, and of one of those."""
-AROUND = (67, 1)
+AROUND = (68, 1)
 """Embeddings, mask of the packed sequence, head, prompt encoder, occlusion modules."""
-LOSSES_OF_AN_IMAGE = (72, 56)
-TEXT_LOSS = (21, 0)
+LOSSES_OF_AN_IMAGE = (69, 53)
+TEXT_LOSS = (20, 0)
 
 
 class Launches(NamedTuple):

@@ -45,21 +45,23 @@ class Counting(TorchDispatchMode):
 def test_launches_are_those_of_a_counted_step(checkpointing, encode, images, layers):
     config = architecture(tiny=True)
     config.llava_config.text_config.num_hidden_layers = layers
-    model = random_model(config, torch.float32, torch.device("cpu")).train()
+    model = random_model(config, torch.bfloat16, torch.device("cpu")).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
     work = Workload(**WORK, images=images)
     batch = made_up_batch(config, work)
     batch = batch if encode else with_features(model, batch)
+    judge = AuraCriterion(LossSettings())
+    judge(model(batch), batch)  # the matrices of the geometry are made once
     with Counting() as counting:
-        total = AuraCriterion(LossSettings())(model(batch), batch).total
+        total = judge(model(batch), batch).total
         forward = counting.names.total()
         total.backward()
     counted = Launches(forward, counting.names.total() - forward)
     planned = step_launches(config, work, checkpointing=checkpointing, encode=encode)
-    assert sum(planned) == pytest.approx(sum(counted), rel=0.1)
+    assert sum(planned) == pytest.approx(sum(counted), rel=0.05)
     if not checkpointing:  # else a part of the forward pass is counted in the backward pass
-        assert planned.forward == pytest.approx(counted.forward, rel=0.15)
+        assert planned.forward == pytest.approx(counted.forward, rel=0.05)
 
 
 def test_the_parts_of_a_step_by_hand():
