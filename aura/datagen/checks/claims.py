@@ -1,4 +1,4 @@
-"""What an answer says about occlusion, held against the masks.
+"""The statements of an answer about occlusion, held against the masks.
 
 The parser reads plain statements about named objects: who hides whom ("A is partly hidden by B", "A covers a part of
 B"), how much ("more than half of A is hidden", "A is fully visible"), who is in front, which of two is hidden more.

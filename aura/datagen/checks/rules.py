@@ -1,6 +1,6 @@
-"""What a question-answer pair must satisfy before a person sees it: pure functions of the pair and the annotations.
+"""The checks of a question-answer pair before a person sees it: pure functions of the pair and the annotations.
 
-(:mod:`aura.formats.checks` is something else: it validates the files of a data set.)
+:mod:`aura.formats.checks` is something else: it validates the files of a data set.
 """
 
 from __future__ import annotations

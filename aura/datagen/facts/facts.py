@@ -1,4 +1,4 @@
-"""What is true of an annotated image: places, occlusion, names. Questions and answers are written from this alone."""
+"""The facts about an annotated image: places, occlusion, names. Questions and answers are written from these alone."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 @dataclass(frozen=True)
 class Facts:
-    """K objects, numbered left to right by the centre of their visible box; ``order[k]`` = index in ``image.objects``.
+    """The facts about K objects, numbered left to right by the centre of their visible box.
 
-    ``x``, ``y`` [K] centres in [0, 1] of the image; ``rates`` [K], NaN where the whole
-    shape is not known; ``areas`` [K] visible pixels;
-    ``hidden_share`` [K, K]: which fraction of object a's invisible region shows object b, at [b, a];
-    ``front`` [K]: for each object those that occlude it; ``back``: those it occludes; both ascending.
-    ``names`` [K] without article; ``loose``: objects of which there are several alike, counted
-    from the left; they read best all together.
+    ``names`` [K] have no article. ``loose`` are the objects that are told apart by a number only ("third cup"); they
+    read best all together. ``x`` and ``y`` [K] are centres in [0, 1] of the image. ``rates`` [K] are occlusion rates,
+    NaN where the whole shape is not known. ``areas`` [K] are visible pixels. ``hidden_share`` [K, K] holds at [b, a]
+    the fraction of object a's invisible region that shows object b. ``front`` [K] names for each object those that
+    occlude it, ``back`` [K] those that it occludes, both ascending.
     """
 
     ids: tuple[int, ...]
@@ -102,7 +101,7 @@ class Facts:
 
 
 def facts_of(image: AnnotatedImage) -> Facts:
-    """Read the facts off the run-length masks; about 0.3 ms for eight objects of 192 px."""
+    """The facts that the run-length masks of an image show."""
     objects = list(image.objects)
     boxes = np.asarray(mask_util.toBbox([o.visible for o in objects]), np.float64).reshape(-1, 4)
     centre_x = (boxes[:, 0] + boxes[:, 2] / 2) / image.width

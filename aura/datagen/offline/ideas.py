@@ -1,4 +1,4 @@
-"""Everything that can be asked about an image: each :class:`Idea` is one true answer with its ways of asking."""
+"""The ideas about an image. Each :class:`Idea` is one true answer, with the ways of asking for it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from aura.datagen.facts.knowledge import GROUPS, PURPOSES, Purpose
 
 MAX_OBJECTS = 4
 RATE_MARGIN = 0.1
-"""Comparisons of occlusion rates hold by at least this much, so that they can be seen."""
+"""Two occlusion rates are compared only if they differ by this much, so that the difference can be seen."""
 HIDING = (0.01, 0.1)
-"""What hides a thing, or is hidden by it, is only asked where nothing hides a fraction between these of another: the
-masks know of it, but who looks at the picture may count it or not."""
+"""Between these two fractions of a thing, people do not agree whether it is hidden.
+
+"What hides it?" and "what does it hide?" are asked only where no fraction lies between them.
+"""
 PLACE_MARGIN = 0.07
-"""Comparisons of places hold by at least this fraction of the image's side."""
+"""Two places are compared only if they differ by this fraction of the image's side."""
 SIZE_RATIO = 1.4
 EXPLAINED = 0.75
-""""hidden by" with a degree is only said when the named objects cause at least this share of it."""
+"""An answer says how much named objects hide of a thing only if they cause at least this share of it."""
 SIDES = (
     ("on the left side", 0, False),
     ("on the right side", 0, True),
@@ -40,9 +42,10 @@ EXTREMES = (
 
 @dataclass(frozen=True)
 class Idea:
-    """``objects`` are the ``[SEG]`` objects in the answer's order; ``parts`` fills object slots, ``words`` the others.
+    """One true answer.
 
-    ``weight`` is how readily the idea is chosen.
+    ``objects`` are the ``[SEG]`` objects in the answer's order. ``parts`` fills the slots for objects, ``words`` the
+    other slots (:mod:`aura.datagen.facts.grammar`). ``weight`` is how readily the idea is chosen.
     """
 
     kind: str
@@ -75,7 +78,7 @@ def ideas_of(facts: Facts, *, counted: bool = False) -> list[Idea]:
 
 
 def spare_ideas(facts: Facts) -> list[Idea]:
-    """For images that leave little to ask: the plain question for what is there, and counted objects."""
+    """Ideas for images that leave little to ask: what is there, and objects by their number from the left."""
     ideas = ideas_of(facts, counted=True)
     if len(facts) <= MAX_OBJECTS:
         ideas.append(_plain("everything", tuple(range(len(facts))), 0.1))
