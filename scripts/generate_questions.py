@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.reading import read_json_object
 from aura.formats.sources import AnnotatedImage, load_cocoa_cls
 from aura.types import Conversation
 
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             image, pairs=options.pairs_per_image, seed=options.seed, first_id=following
         )
         following += len(conversations[image.image_id])
-    source = json.loads(options.annotations.read_text(encoding="utf-8"))
+    source = read_json_object(options.annotations)
     licenses = source.get("licenses")
     dataset = AmodalReasonSeg.build(
         images,

@@ -1,7 +1,7 @@
-"""The orchestrator: claims jobs from the store, lets a generator do them side by side, checks and stores the answers.
+"""The run of a generator over a store: it claims jobs, has several done at once, checks and stores the answers.
 
-Memory stays flat: only the jobs under way are held. Several processes may work on one store. Stopped or killed, a run
-is continued by starting it again.
+Only the jobs under way are in memory. Several processes may work on one store. A run that was stopped or killed is
+continued by starting it again.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ Check = Callable[[AnnotatedImage, Sequence[PairDraft], Sequence[PairDraft] | Non
 class RunSettings:
     """How a run treats jobs.
 
-    ``max_attempts`` per job, with ``retry_delay`` seconds before the second and twice that before each further one.
-    ``lease_seconds``: a job whose process is silent for so long is taken by another. ``send_back``: pairs that fail
-    their checks go back to the generator once. ``max_cost``: no new job once all runs of the project cost this much.
-    ``max_images``: no more jobs than this are taken.
+    Args:
+        max_attempts: Tries of a job.
+        retry_delay: Seconds before the second try; it doubles with each further one.
+        lease_seconds: A job whose process is silent for so long is taken by another.
+        send_back: Pairs that fail their checks go back to the generator once.
+        max_cost: No new job is taken once all runs of the project cost this much.
+        max_images: No more jobs than this are taken.
     """
 
     max_attempts: int = 3

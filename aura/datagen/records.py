@@ -1,4 +1,4 @@
-"""The small records that travel through the pipeline: request -> generator -> pairs -> checks -> store."""
+"""The records that travel through the pipeline: request -> generator -> pairs -> checks -> store."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ RejectedPair = tuple[PairDraft, tuple[PairProblem, ...]]
 class GenerationRequest:
     """One image to write ``pairs`` question-answer pairs about.
 
-    ``picture`` is the file of the image. With ``rejected``, pairs that failed their checks go back with the reasons,
-    and exactly as many new ones are asked for, in their order; ``pairs`` must then equal ``len(rejected)``. A new pair
-    takes the place of the old one, so its own ``follows`` means nothing: the old pair's holds. ``context`` is then the
-    whole previous response, so that the new pairs repeat none of it and a follow-up is read after what it follows.
+    ``picture`` is the file of the image. ``key`` names this piece of work: equal keys mean equal work, across restarts
+    too. It is the ``custom_id`` of a batch line and the idempotency key of a request. An empty key is made from the
+    image id.
 
-    ``key`` names this piece of work: equal keys mean equal work, across restarts too. It is the ``custom_id`` of a
-    batch line and the idempotency key of a request. Without one it is made from the image id.
+    ``rejected`` are pairs that failed their checks and go back with the reasons. As many new ones are asked for, in
+    their order, so ``pairs`` must equal ``len(rejected)``. A new pair takes the place of the old one, and the old
+    pair's ``follows`` holds. ``context`` is then the whole previous response: the new pairs must repeat none of it, and
+    a follow-up is read after what it follows.
     """
 
     image: AnnotatedImage

@@ -1,4 +1,4 @@
-"""Which images are in ``train`` and which in ``test``: by their source, by a list, or by the seed."""
+"""The division of images into ``train`` and ``test``: by their source, by a list, or by the seed."""
 
 from __future__ import annotations
 

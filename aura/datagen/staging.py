@@ -1,4 +1,4 @@
-"""The images of a project before it exists: read once, checked, and kept on disk until their splits are known."""
+"""The images of a project that is being made: read once, checked, kept on disk until their splits are known."""
 
 from __future__ import annotations
 

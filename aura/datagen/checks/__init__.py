@@ -1,1 +1,1 @@
-"""What a question-answer pair must satisfy before a person sees it. Open ``rules.py`` first."""
+"""The checks of a question-answer pair before a person sees it. Open ``rules.py`` first."""

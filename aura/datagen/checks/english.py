@@ -1,4 +1,4 @@
-"""Whether a short text is English, by its script and its function words; no model, no data file."""
+"""A test whether a short text is English, by its script and its function words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a text names the objects of an image, with and without ``[SEG]``."""
+"""The places where a text names objects of an image, with and without ``[SEG]``."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ class Name:
 
 @dataclass(frozen=True)
 class Mention:
-    """A noun phrase at ``[start, end)``. ``objects`` are the indices it may mean; one that bears a ``[SEG]`` means one.
+    """A noun phrase at ``[start, end)`` of a text.
 
-    ``inner`` is what stands between its article and its name: "partly hidden" in "the partly hidden cup". ``name`` is
-    missing where a ``[SEG]`` has no name of the image's categories before it.
+    ``objects`` are the indices of the objects that it may mean; with a ``[SEG]`` it means one. ``inner`` is what stands
+    between its article and its name: "partly hidden" in "the partly hidden cup". ``name`` is ``None`` where no name of
+    the image's categories stands before the ``[SEG]``.
     """
 
     start: int

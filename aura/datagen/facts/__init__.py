@@ -1,1 +1,1 @@
-"""What is true of an annotated image, and how it is said. Open ``facts.py`` first."""
+"""The facts about an annotated image, and the words for them. Open ``facts.py`` first."""

@@ -1,16 +1,28 @@
 """The wording of offline questions and answers.
 
-Each kind of question has several forms, a question with its answer. The question decides the answer's wording, so that
-a small language model can learn to give exactly that answer. Slots:
+Each kind of question has several forms. A form is a question with its answer. The question decides the answer's
+wording, so that a small language model can learn to give exactly that answer.
 
-``{objects}`` the things asked for, each as "the banana [SEG]"; ``{focus}`` the one thing the question turns on, and
-``{others}`` what hides it or what it is compared with, likewise; ``{context}`` a thing named without ``[SEG]``;
-``{thing}``, ``{things}`` and ``{other_thing}`` descriptions by purpose; ``{phrase}`` the purpose's verbs in a question
-and ``{do}`` in an answer, ``{other_phrase}`` and ``{other_do}`` those of a second one; ``{is}``, ``{look}`` and
-``{hide}`` agree with ``{objects}``, ``{focus_is}`` with ``{focus}``, ``{others_are}`` with ``{others}``; ``{how_many}``
-"one", "two", ... ``{objects}``, ``{which}`` "thing", "two things", ..., ``{which_focus}`` and ``{which_others}``
-likewise: people who ask "which" mostly know how many they mean; ``{degree}`` how hidden the focus is; ``{side}`` and
-``{most}`` words of place and size.
+===================================== ===================================================================
+slot                                  what stands there
+===================================== ===================================================================
+``objects``                           the things asked for, each as "the banana [SEG]"
+``focus``                             the one thing that the question turns on
+``others``                            what hides it, or what it is compared with
+``context``                           a thing named without ``[SEG]``
+``thing``, ``things``                 a description by purpose; ``other_thing`` a second one
+``phrase``, ``do``                    the purpose's verbs in the question and in the answer
+``other_phrase``, ``other_do``        those of a second purpose
+``is``, ``look``, ``hide``            verbs that agree with ``objects``
+``focus_is``, ``others_are``          verbs that agree with ``focus`` and with ``others``
+``how_many``                          the number of ``objects``: "one", "two"
+``which``                             the same with a noun: "thing", "two things"
+``which_focus``, ``which_others``     the same for ``focus`` and for ``others``
+``degree``                            how hidden the focus is
+``side``, ``most``                    words of place and of size
+===================================== ===================================================================
+
+Most forms with "which" give the number, because people who ask "which" mostly know how many they mean.
 """
 
 from __future__ import annotations

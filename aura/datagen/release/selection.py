@@ -1,4 +1,4 @@
-"""What of a project goes into a release, and with which provenance."""
+"""The images and pairs of a project that go into a release, with their provenance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is asking: sessions in a signed cookie, and the tokens that forms carry against requests from other sites."""
+"""Sessions in a signed cookie, and the tokens that forms carry against requests from other sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an annotator does with a pair: look, type, judge. Nothing typed is ever thrown away without being asked."""
+"""The work of an annotator with a pair: look, type, judge. Nothing that was typed is lost without a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request must look like and what every response carries, before and after any page is made."""
+"""The guard before every page: which requests are refused, and which headers every response carries."""
 
 from __future__ import annotations
 

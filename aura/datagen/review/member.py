@@ -1,4 +1,4 @@
-"""What every page needs: who is asking, the form token, the templates."""
+"""The annotator behind a request, with what every page needs: form token, templates."""
 
 from __future__ import annotations
 

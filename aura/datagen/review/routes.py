@@ -263,8 +263,10 @@ class TypedNow(BaseModel):
 
 @router.post("/pairs/{pair_id}/draft")
 def keep(member: Changing, pair_id: Id, sent: TypedNow) -> Response:
-    """Save a draft; answers with its new state and what the checks say. ``order``: the objects as the page numbers
-    them."""
+    """Save a draft; the answer holds its new state and what the checks say.
+
+    ``order`` of what was sent are the objects as the page numbers them.
+    """
     desk = member.desk
     typed = Typed(sent.question, sent.answer, tuple(sent.objects), sent.note)
     try:

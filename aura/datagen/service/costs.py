@@ -1,4 +1,4 @@
-"""What requests cost: prices that the user states, token estimates, and a ledger that stops before the limit."""
+"""The cost of requests: prices that the user states, token estimates, a ledger that stops before the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What requests are expected to take, before any is sent."""
+"""Estimates of tokens and cost, made before any request is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service's refusal means: of one image, of every image (a setting, the key, the quota), or for now only."""
+"""The meaning of a service's refusal: it concerns one image, every image (a setting, the key), or this moment only."""
 
 from __future__ import annotations
 

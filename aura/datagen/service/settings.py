@@ -18,14 +18,30 @@ _LIKE_A_KEY = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d).{20,}")
 class ApiSettings:
     """How to reach the model, what to ask of it, and what it may cost.
 
-    ``base_url``: ``None`` is ``OPENAI_BASE_URL`` of the environment, or OpenAI itself. The key is read from the
-    environment variable ``api_key_env``, from nowhere else. ``output_limit_field``: older servers only know
-    ``max_tokens``. ``structured`` sends the answer's JSON schema; ``json_object`` asks for JSON of any form, ``none``
-    for nothing: the answer is checked all the same. ``timeout`` in seconds for one attempt; ``retries`` after the first
-    attempt, for connection errors, 408, 409, 429 and 5xx; ``max_wait`` is the longest pause in seconds that a service
-    may ask for. ``prices`` by model name. ``image_tokens_base`` and ``image_tokens_tile`` are GPT-4o's and only serve
-    estimates; ``tokens_per_pair`` is the expected length of one pair. Of ``openai-batch`` only: ``linger`` seconds
-    after its last request a batch is submitted, and every ``poll_every`` seconds it is looked at.
+    Args:
+        model: Its name at the service.
+        base_url: Address of the service; ``null`` is ``OPENAI_BASE_URL`` of the environment, or OpenAI itself.
+        api_key_env: The environment variable that holds the key; it is read from nowhere else.
+        structured: ``json_schema`` sends the answer's schema, ``json_object`` asks for JSON of any form, ``none`` for
+            nothing; the answer is checked all the same.
+        detail: Of the picture, as the service understands it.
+        image_side: Longer side of the picture that is sent, in pixels.
+        jpeg_quality: Of that picture.
+        max_output_tokens: Limit of an answer.
+        output_limit_field: Name of that limit; older servers only know ``max_tokens``.
+        temperature: Not sent if ``null``.
+        seed: Not sent if ``null``.
+        concurrency: Requests under way at once.
+        timeout: Seconds for one attempt.
+        retries: Attempts after the first, for connection errors, 408, 409, 429 and 5xx.
+        max_wait: Longest pause in seconds that a service may ask for.
+        max_cost: No request is sent that could exceed it, all runs of the project together.
+        prices: By model name, per million tokens.
+        image_tokens_base: Tokens of any picture, for estimates; the default is GPT-4o's.
+        image_tokens_tile: Tokens of each square of 512 pixels, for estimates; the default is GPT-4o's.
+        tokens_per_pair: Expected length of one pair, for estimates.
+        linger: A batch is submitted so many seconds after its last request (``openai-batch``).
+        poll_every: Seconds between two looks at a batch (``openai-batch``).
     """
 
     model: str = "gpt-4o"

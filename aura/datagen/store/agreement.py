@@ -1,4 +1,4 @@
-"""When annotators agree about a pair, and how much they agree in all: pure functions of their verdicts."""
+"""The agreement of annotators about a pair and in all: pure functions of their verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How jobs end: what came back, what it cost, the pairs that it brought; or why there are none.
+"""The ends of jobs: what came back, what it cost, the pairs that it brought, or why there are none.
 
 The answer's text, its cost and its pairs are stored in one transaction, so that a process may be killed at any moment.
 """

@@ -1,4 +1,4 @@
-"""Jobs: who works on which image, and what is asked.
+"""The jobs: who works on which image, and what is asked.
 
 A process claims a job for a limited time (a lease) and writes down the call before it makes it. It may be killed at any
 moment: what was under way is taken again by whoever asks next.

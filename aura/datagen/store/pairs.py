@@ -1,4 +1,7 @@
-"""Stored pairs and their versions. A version is never rewritten or deleted; a pair points at the one that counts."""
+"""The stored pairs and their versions.
+
+A version is never rewritten or deleted. A pair points at the one that counts.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pairs wait for which annotator, and how far each of them is.
+"""The queues: which pairs wait for which annotator, and how far each of them is.
 
 Images are dealt to the active annotators in turn, all pairs of an image to the same ones, so that three annotators
 judge two thirds of the images each and decide about the last third. Triggers of the database keep the queues

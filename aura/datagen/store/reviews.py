@@ -1,4 +1,4 @@
-"""Review: what annotators said about a pair, and what follows from it.
+"""The reviews: what annotators said about a pair, and what follows from it.
 
 Each pair is judged by ``reviewers`` annotators (two) who see nothing of each other's verdict. What more than half of
 them say is the outcome: accepted, changed (they wrote the same text) or rejected. Without such a majority, as when two
