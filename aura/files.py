@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark; the mark is passed over.
+
+    Raises:
+        UnicodeDecodeError: It is neither (a ``ValueError``).
+    """
+    with Path(path).open("rb") as file:
+        marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return Path(path).read_text(encoding="utf-16" if marked else "utf-8-sig")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ counted down the columns (pycocotools' format). Needs numpy and pycocotools only
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,13 @@ from pycocotools import mask as coco_mask
 from aura.types import Rle
 
 BoolMask = NDArray[np.bool_]
+
+MAX_PIXELS = 200_000_000
+"""Of an image: Pillow decodes no more."""
+FAR = 20
+"""A point of a polygon may lie so many image sizes away; objects do reach beyond the image, but not without end."""
+MAX_OUTLINE = 2_000_000
+"""Pixels along all outlines of a mask; pycocotools allocates 30 bytes for each."""
 
 
 def encode_rle(mask: NDArray[Any]) -> Rle:
@@ -52,25 +60,83 @@ def polygons_to_mask(polygons: Sequence[Any], height: int, width: int) -> BoolMa
     """Rasterise polygons as COCO does: the union of their insides, bool [H, W].
 
     Args:
-        polygons: A list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, or **one** such flat list as in COCOA
-            (``docs/formats.md``).
+        polygons: A list of polygons, or **one** (as in COCOA, ``docs/formats.md``). A polygon is ``[x1, y1, x2, y2,
+            ...]`` or ``[[x1, y1], [x2, y2], ...]``, in pixels.
         height, width: Size of the image.
 
     Raises:
-        ValueError: No polygon, an odd number of coordinates, or fewer than three points.
+        ValueError: No polygon, fewer than three points, a coordinate that is no number or far outside the image, or a
+            notation that could mean several things.
     """
+    check_size(height, width)
     if len(polygons) == 0:
         raise ValueError("the segmentation has no polygon")
-    nested = [polygons] if isinstance(polygons[0], (int, float)) else polygons
-    outlines = []
-    for polygon in nested:
-        if not isinstance(polygon, Sequence) or isinstance(polygon, str):
-            raise ValueError(f"a polygon is a list of coordinates [x1, y1, x2, y2, ...], not {polygon!r:.60}")
-        if len(polygon) % 2 or len(polygon) < 6:
-            raise ValueError(f"a polygon needs at least three x, y pairs, this one has {len(polygon)} coordinates")
-        outlines.append([float(value) for value in polygon])
-    parts = coco_mask.frPyObjects(outlines, height, width)
+    one = is_number(polygons[0]) or all(_is_pair(item) for item in polygons)
+    outlines = [_outline(polygon, height, width) for polygon in ([polygons] if one else polygons)]
+    length = sum(float(np.abs(np.diff(o, axis=0, append=o[:1])).max(axis=1).sum()) for o in outlines)
+    if length > MAX_OUTLINE:
+        raise ValueError(f"its outline is {length:.0f} pixels long, at most {MAX_OUTLINE} are drawn; is it a polygon?")
+    if height * width > 1 and all(o.min() >= 0 and o.max() <= 1 for o in outlines):
+        raise ValueError("all its coordinates lie between 0 and 1, as fractions of the image; write them in pixels")
+    parts = coco_mask.frPyObjects([o.ravel().tolist() for o in outlines], height, width)
     return np.ascontiguousarray(coco_mask.decode(coco_mask.merge(parts))).view(bool)
+
+
+def _outline(polygon: Any, height: int, width: int) -> NDArray[np.float64]:
+    """A polygon's points [N, 2]."""
+    if not isinstance(polygon, (list, tuple)):
+        raise ValueError(f"a polygon is a list of coordinates [x1, y1, x2, y2, ...], not {polygon!r:.60}")
+    if any(_is_pair(item) for item in polygon):
+        if not all(_is_pair(item) for item in polygon):
+            raise ValueError(f"a polygon mixes points and numbers: {polygon!r:.60}")
+        polygon = [value for pair in polygon for value in pair]
+    if len(polygon) % 2 or len(polygon) < 6:
+        box = "; is it a box?" if len(polygon) == 4 else ""
+        raise ValueError(f"a polygon needs at least three x, y pairs, this one has {len(polygon)} coordinates{box}")
+    for value in polygon:
+        if not is_number(value):
+            raise ValueError(f"a coordinate of a polygon is a number of pixels, not {value!r:.60}")
+    points = np.array([float(value) for value in polygon]).reshape(-1, 2)
+    for point in points:
+        if not (np.abs(point) <= FAR * np.array([width, height])).all():
+            x, y = (f"{value:g}" for value in point)
+            raise ValueError(f"the point ({x}, {y}) lies far outside the image of {width} x {height} (width x height)")
+    return points
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a number, or one written as text."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", value, re.ASCII) is not None
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def whole_number(value: Any) -> int | None:
+    """A value from a file as a whole number: ``96``, ``96.0`` or ``"96"``; ``None`` for anything else.
+
+    A float beyond 2^53 is none: it may stand for several whole numbers.
+    """
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\s*[+-]?\d{1,30}\s*", value, re.ASCII) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer)):
+        return None
+    if isinstance(value, float):
+        return int(value) if abs(value) <= 2**53 and value.is_integer() else None
+    return int(value)
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse sizes that no picture has, before anything is allocated.
+
+    Raises:
+        ValueError: A side below 1, or more pixels than can be decoded.
+    """
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"the size is {height} x {width} (height x width); images have 1 to {MAX_PIXELS} pixels")
 
 
 def mask_area(mask: NDArray[Any]) -> int:
@@ -89,21 +155,25 @@ def mask_to_bbox(mask: NDArray[Any]) -> list[float]:
 
 def _compressed(rle: Mapping[str, Any]) -> dict[str, Any]:
     """The RLE as pycocotools wants it (``counts`` as bytes), checked: pycocotools itself would read past the end."""
-    try:
-        height, width = (int(side) for side in rle["size"])
-        counts = rle["counts"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"an RLE has 'size' [height, width] and 'counts', not {dict(rle)!r:.80}") from error
+    size, counts = rle.get("size"), rle.get("counts")
+    sides = [whole_number(side) for side in size] if isinstance(size, (list, tuple, np.ndarray)) else []
+    if counts is None or len(sides) != 2 or sides[0] is None or sides[1] is None:
+        raise ValueError(f"an RLE has 'size' [height, width] and 'counts', not {dict(rle)!r:.80}")
+    height, width = sides[0], sides[1]
+    check_size(height, width)
     if isinstance(counts, (list, tuple)):
-        if not all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in counts):
+        runs = [None if isinstance(run, str) else whole_number(run) for run in counts]
+        if any(run is None or run < 0 for run in runs):
             raise ValueError("the runs of the RLE must be whole numbers, none of them negative")
-        total = sum(counts)
+        total = sum(run for run in runs if run is not None)
         if total != height * width:
             raise ValueError(f"the runs of the RLE add up to {total} pixels, its size is {height} x {width}")
-        plain = {"size": [height, width], "counts": list(counts)}
+        plain = {"size": [height, width], "counts": runs}
         compressed: dict[str, Any] = coco_mask.frPyObjects(plain, height, width)
         return compressed
     if isinstance(counts, str):
+        if counts.startswith(("b'", 'b"')):
+            raise ValueError("the counts are Python's bytes written as text (b'...'); write counts.decode('ascii')")
         counts = counts.encode("ascii", errors="replace")
     if not isinstance(counts, bytes):
         raise ValueError(f"the counts of an RLE are a string or a list of numbers, not {type(counts).__name__}")
@@ -122,8 +192,10 @@ def _total_of_runs(counts: bytes) -> int:
         raise ValueError("the counts of the RLE are damaged: they hold characters that no RLE has, or end too early")
     ends = np.flatnonzero((codes & 32) == 0)
     starts = np.concatenate(([0], ends[:-1] + 1))
+    if (ends - starts).max() >= 7:
+        raise ValueError("the counts of the RLE are damaged: a run is longer than any picture")
     place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((codes & 31) << (5 * np.minimum(place, 12)), starts)
+    values = np.add.reduceat((codes & 31) << (5 * place), starts)
     negative = (codes[ends] & 16) != 0
     values[negative] -= np.int64(1) << (5 * (ends - starts + 1))[negative]
     # run i is stored as the difference to run i - 2, from i = 3 on: undo it for odd and even runs apart

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,17 @@ class PictureFacts(NamedTuple):
     orientation: int = UPRIGHT
     sha256: str = ""
     flaw: str = ""
+
+
+def find_picture(folder: Path, name: str) -> Path:
+    """The file that a record's ``file_name`` means.
+
+    That is the name as written, or else as another system writes it: with ``/`` for Windows' backslashes, its accents
+    and syllables composed (Linux) or decomposed (macOS). Where none is there, the name as written.
+    """
+    slashes = name.replace("\\", "/")
+    spellings = (name, slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
+    return next((path for path in (folder / spelling for spelling in spellings) if path.is_file()), folder / name)
 
 
 def examine(path: Path) -> PictureFacts:

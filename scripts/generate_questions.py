@@ -25,6 +25,7 @@ from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversa
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.reading import read_json_object
 from aura.formats.sources import AnnotatedImage, load_cocoa_cls
+from aura.pictures import find_picture
 from aura.types import Conversation
 
 
@@ -121,7 +122,7 @@ def _described(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_pictures(images: list[AnnotatedImage], folder: Path) -> None:
-    missing = [image.file_name for image in images if not (folder / image.file_name).is_file()]
+    missing = [image.file_name for image in images if not find_picture(folder, image.file_name).is_file()]
     if missing:
         raise ValueError(
             f"{folder}: {len(missing)} of {len(images)} pictures are not there, such as {missing[0]}; "

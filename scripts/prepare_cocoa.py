@@ -12,6 +12,7 @@ leaves them out. The same input gives the same bytes. Exit code 0: all written; 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -32,9 +33,9 @@ from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.checks import Problem
 from aura.formats.layouts import recognise
 from aura.formats.occlusion import DEPTH_ORDER
-from aura.formats.reading import read_json_object
+from aura.formats.reading import read_json
 from aura.formats.sources import AnnotatedImage, AnnotationFile
-from aura.pictures import Picture, examine, orientation_note, picture_flaw
+from aura.pictures import Picture, examine, find_picture, orientation_note, picture_flaw
 from aura.types import Conversation
 
 SHOWN = 20
@@ -132,10 +133,9 @@ def _annotation_files(given: Path) -> list[Path]:
     if given.is_file():
         return [given]
     found = []
-    for path in sorted(given.glob("*.json")):
-        root = read_json_object(path)
-        layout = recognise(root)
-        if layout is None:
+    for path in sorted(path for path in given.glob("*.json") if not path.name.startswith(".")):
+        root = read_json(path)
+        if not isinstance(root, dict) or recognise(root) is None:
             print(f"{path.name}: passed over, it holds no amodal annotations")
         else:
             found.append(path)
@@ -154,7 +154,11 @@ def _read(path: Path, options: argparse.Namespace) -> Split:
     for image in tqdm(source, desc=path.name, unit="image", leave=False, disable=None):
         flaw = None
         if folder is not None:
-            picture = Picture(image.image_id, folder / image.file_name, image.height, image.width)
+            path_of = find_picture(folder, image.file_name)
+            if (name := path_of.relative_to(folder).as_posix()) != image.file_name:
+                source.notes.append(Problem(f"image {image.image_id}", f"its file is spelt {name!r} here"))
+                image = dataclasses.replace(image, file_name=name)
+            picture = Picture(image.image_id, path_of, image.height, image.width)
             facts = examine(picture.path)
             flaw = picture_flaw(picture, facts)
             if flaw is None and (note := orientation_note(picture, facts)):
@@ -180,7 +184,7 @@ def find_pictures(root: Path, names: Sequence[str], stem: str) -> Path:
         raise ValueError(f"{root}: no such folder; give the pictures' folder with --images")
     tried = names[:: max(1, len(names) // TRIED)]
     below = [folder for depth in ("*/", "*/*/") for folder in sorted(root.glob(depth)) if folder.is_dir()]
-    counts = {folder: sum((folder / name).is_file() for name in tried) for folder in (root, *below)}
+    counts = {folder: sum(find_picture(folder, name).is_file() for name in tried) for folder in (root, *below)}
     most = max(counts.values())
     if tried and not most:
         raise ValueError(

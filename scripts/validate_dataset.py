@@ -32,7 +32,7 @@ from aura.data.selection import pictures
 from aura.formats.amodal_reason_seg import AmodalReasonSeg, image_folder
 from aura.formats.checks import problems, shared_images
 from aura.formats.reading import read_json_object
-from aura.pictures import orientation_note
+from aura.pictures import find_picture, orientation_note
 
 if TYPE_CHECKING:
     from aura.data.conversations import ConversationTokenizer
@@ -105,7 +105,9 @@ def _check(
 ) -> int:
     """List the file's problems and, if it can be read, its statistics; returns how many problems there are."""
     if folder is not None:
-        read_pictures((folder / name for name in _file_names(document)), findings, name=f"{path.name}: pictures")
+        read_pictures(
+            (find_picture(folder, name) for name in _file_names(document)), findings, name=f"{path.name}: pictures"
+        )
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(path.name, total=None)
         found = problems(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from aura.files import write_bytes, write_json, write_text
+from aura.files import read_text, write_bytes, write_json, write_text
 
 
 def test_writes_make_folders_and_replace_the_old_file(tmp_path):
@@ -49,3 +49,10 @@ def test_new_files_are_readable_as_any_other(tmp_path):
     plain.write_text("x")
     write_text(tmp_path / "atomic", "x")
     assert (tmp_path / "atomic").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_byte_order_marks_are_passed_over(tmp_path, encoding):
+    path = tmp_path / "text.txt"
+    path.write_text("crème, 컵\nline two", encoding=encoding)
+    assert read_text(path) == "crème, 컵\nline two"

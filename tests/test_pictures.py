@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from aura.pictures import Picture, examine, orientation_note, picture_flaw
+from aura.pictures import Picture, examine, find_picture, orientation_note, picture_flaw
 
 
 def photo(path: Path, height: int = 24, width: int = 32, orientation: int | None = None) -> Path:
@@ -63,3 +64,21 @@ def test_where_the_size_cannot_tell_there_is_a_note(tmp_path, side, orientation)
     picture = Picture(1, path, 24, side)
     assert picture_flaw(picture, examine(path)) is None
     assert f"EXIF orientation {orientation}" in orientation_note(picture, examine(path))
+
+
+@pytest.mark.parametrize("spelt", ["컵과 책.jpg", "train/Käse.png"])
+def test_names_of_other_systems_find_their_file(tmp_path, spelt):
+    (tmp_path / "train").mkdir()
+    for kept in ("NFC", "NFD"):
+        path = tmp_path / unicodedata.normalize(kept, spelt)
+        path.write_bytes(b"")
+        for asked in ("NFC", "NFD"):
+            name = unicodedata.normalize(asked, spelt).replace("/", "\\")
+            assert find_picture(tmp_path, name).samefile(path)
+        path.unlink()
+    assert find_picture(tmp_path, "none\\there.jpg") == tmp_path / "none\\there.jpg"
+
+
+def test_a_name_with_a_backslash_that_is_there_is_taken_as_it_is(tmp_path):
+    (tmp_path / "a\\b.jpg").write_bytes(b"")
+    assert find_picture(tmp_path, "a\\b.jpg") == tmp_path / "a\\b.jpg"

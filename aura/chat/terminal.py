@@ -167,7 +167,7 @@ class Terminal:
     def _read(self, prompt: str, typed: bool) -> str | None:
         """The next line, ``None`` at the end."""
         if not typed:
-            return sys.stdin.readline() or None
+            return sys.stdin.readline().removeprefix("\ufeff") or None
         try:
             if not self.as_json:
                 return input(prompt)

@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from aura.config.settings import Config
+from aura.files import read_text
 
 
 def parse_config(argv: Sequence[str] | None = None, *, prog: str = "train_ds.py") -> Config:
@@ -93,7 +94,7 @@ def _check_layers(argv: Sequence[str]) -> None:
     finder.add_argument("--config", action="append", default=[], type=Path)
     for path in finder.parse_known_args(list(argv))[0].config:
         try:
-            layer = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            layer = yaml.safe_load(read_text(path)) if path.is_file() else {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         _check_sections(layer, Config, f"{path}: ")

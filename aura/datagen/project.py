@@ -19,6 +19,7 @@ from aura.datagen.store.images import ImageEntry, Source
 from aura.datagen.store.jobs import Recipe
 from aura.datagen.store.store import Store
 from aura.formats.sources import AnnotatedImage
+from aura.pictures import find_picture
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def open_project(settings: ProjectSettings) -> Store:
 def _entries(staging: Staging, progress: Progress) -> Iterator[ImageEntry]:
     total = len(staging)
     for done, (number, split, image) in enumerate(staging.chosen(), start=1):
-        with (Path(staging.sources[number].images) / image.file_name).open("rb") as file:
+        with find_picture(Path(staging.sources[number].images), image.file_name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         yield ImageEntry(image, split, number, digest)
         progress("pictures", done, total)

@@ -24,6 +24,7 @@ import numpy as np
 from aura.config import Protocol
 from aura.evaluation.metrics import AnswerScore, ObjectScore, blank, pair_by_overlap, score_object
 from aura.evaluation.report import Report
+from aura.files import read_text
 from aura.masks import decode_rle
 from aura.types import AmodalObject, MaskPair, Masks, Rle, Sample, SegRecord, kinds_of
 
@@ -245,7 +246,7 @@ def load_predictions(path: str | Path) -> list[Prediction]:
             message names the file and the record.
     """
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = json.loads(read_text(path))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:

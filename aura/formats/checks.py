@@ -12,7 +12,7 @@ from aura.formats.objects import is_unknown
 from aura.formats.occlusion import DEPTH_ORDER, intersections, occluders
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
-from aura.pictures import Picture, PictureFacts, picture_flaw
+from aura.pictures import Picture, PictureFacts, find_picture, picture_flaw
 from aura.pictures import examine as read_picture
 from aura.targets import rate_from_areas
 from aura.types import RESERVED_TOKENS, SEG_TOKEN, AmodalObject, Rle
@@ -66,9 +66,11 @@ def shared_images(
     ones, found = _image_records(first), []
     keys = {"id": "id", "file_name": "file name"}
     taken = {key: {str(record.get(key)) for record in ones} for key in keys}
-    known = {} if folders is None else {digest_of(folders[0] / record["file_name"]): record for record in ones}
+    known = (
+        {} if folders is None else {digest_of(find_picture(folders[0], record["file_name"])): record for record in ones}
+    )
     for record in _image_records(second):
-        digest = None if folders is None else digest_of(folders[1] / record["file_name"])
+        digest = None if folders is None else digest_of(find_picture(folders[1], record["file_name"]))
         same = " and ".join(word for key, word in keys.items() if str(record.get(key)) in taken[key])
         if digest is not None and digest in known:
             message = f"the picture equals image {known[digest].get('id')} of the other split; keep it in one of them"
@@ -158,7 +160,7 @@ class _Checker:
         if not _is_text(image.get("file_name")):
             self._report(where, "'file_name' must be a text")
         elif self.folder is not None:
-            path = self.folder / image["file_name"]
+            path = find_picture(self.folder, image["file_name"])
             picture = Picture(number, path, image.get("height"), image.get("width"))  # type: ignore[arg-type]
             flaw = picture_flaw(picture, self.examine(path))
             if flaw is not None:

@@ -13,6 +13,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from aura.formats.reading import truth
+from aura.masks import whole_number
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -102,11 +105,12 @@ def regions_of(
             bad(name, "'regions' must be a list; correct the record or drop it")
             continue
         following = first_id + len(record["regions"])
-        if str(record.get("image_id")) in seen:
+        image = str(whole_number(record.get("image_id")) or record.get("image_id"))
+        if image in seen:
             note(name, f"image {record.get('image_id')} has another annotator's regions already; these are not used")
             yield following, []
         else:
-            seen.add(str(record.get("image_id")))
+            seen.add(image)
             yield following, _regions(record, name, first_id, with_stuff, bad, note)
         first_id = following
 
@@ -121,10 +125,13 @@ def _regions(
         if not isinstance(region, dict):
             bad(at, "it is not an object; correct or drop it")
             continue
-        order = region.get("order", index + 1)
-        if isinstance(order, int):
+        order, is_stuff = whole_number(region.get("order", index + 1)), truth(region.get("isStuff"))
+        if order is not None:
             by_order[order] = number
-        if region.get("isStuff") and not with_stuff:
+        if is_stuff is None:
+            bad(at, f"'isStuff' must be true or false, got {region['isStuff']!r:.40}")
+            continue
+        if is_stuff and not with_stuff:
             note(at, f"it is stuff ({region.get('name')!r:.40}); --with-stuff keeps it")
             continue
         own = {"id": number, "image_id": record.get("image_id"), "name": _category(region)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from pycocotools import mask as mask_util
 from aura.formats.layouts import Layout, Tell
 from aura.formats.occlusion import intersections
 from aura.formats.reading import RecordReader
-from aura.masks import rle_bbox
+from aura.masks import is_number, rle_bbox
 from aura.targets import rate_from_areas
 from aura.types import AmodalObject, Rle
 
@@ -39,7 +40,7 @@ def object_of(
     note: Tell,
 ) -> AmodalObject | None:
     """The object of an annotation; ``None``, with a note, if it is a crowd or there is nothing to see of it."""
-    if annotation.get("iscrowd"):
+    if reader.flag(annotation, "iscrowd", where):
         note(where, "left out: a crowd has no amodal mask")
         return None
     if is_unknown(annotation, layout.amodal):
@@ -52,11 +53,9 @@ def object_of(
     if layout.invisible is not None:
         invisible = reader.mask(annotation.get(layout.invisible), size, f"{where}: {layout.invisible}")
     if visible is None:
-        if invisible is None and _stated_rate(annotation) > RATE_TOLERANCE:
-            raise reader.error(
-                where,
-                f"'occlude_rate' is {annotation['occlude_rate']} but there is no visible or invisible mask; add it",
-            )
+        if invisible is None and not _is_whole(reader, annotation, where, layout):
+            note(where, "left out: its visible mask is empty, there is nothing to point at")
+            return None
         visible = amodal if invisible is None else _minus(amodal, invisible)
     area, seen = area_of(amodal), area_of(visible)
     if not area or not seen:
@@ -76,7 +75,25 @@ def object_of(
     rate = rate_from_areas(seen, area)
     for what in _wrong_figures(annotation, layout, amodal, rate):
         note(where, f"{what}; computed from the masks")
-    return AmodalObject(annotation["id"], name[0], visible, amodal, rate, supercategory=name[1])
+    number = reader.integer(annotation, "id", where)
+    return AmodalObject(number, name[0], visible, amodal, rate, supercategory=name[1])
+
+
+def _is_whole(reader: RecordReader, annotation: Mapping[str, Any], where: str, layout: Layout) -> bool:
+    """Whether an object without visible and invisible mask is in full view (else nothing of it is)."""
+    emptied, stated = annotation.get(layout.visible) is not None, annotation.get("occlude_rate")
+    if stated is None and emptied:
+        raise reader.error(
+            where,
+            f"'{layout.visible}' is empty, which can mean that nothing is visible or that nothing is hidden; leave it "
+            "out where nothing is hidden",
+        )
+    rate = 0.0 if stated is None else reader.number(annotation, "occlude_rate", where)
+    if abs(rate) <= RATE_TOLERANCE:
+        return True
+    if emptied and abs(1 - rate) <= RATE_TOLERANCE:
+        return False
+    raise reader.error(where, f"'occlude_rate' is {stated} but there is no visible or invisible mask; add it")
 
 
 def is_unknown(annotation: Mapping[str, Any], amodal: str) -> bool:
@@ -106,8 +123,8 @@ def _visible_only(
 
 
 def _stated_rate(annotation: Mapping[str, Any]) -> float:
-    value = annotation.get("occlude_rate")
-    return float(value) if isinstance(value, int | float) else 0.0
+    value: Any = annotation.get("occlude_rate")
+    return float(value) if is_number(value) else math.nan
 
 
 def _wrong_figures(annotation: Mapping[str, Any], layout: Layout, amodal: Rle, rate: float) -> Iterator[str]:

@@ -7,40 +7,77 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aura.masks import decode_rle, encode_rle, polygons_to_mask, rle_area
+from aura.files import read_text
+from aura.masks import decode_rle, encode_rle, is_number, polygons_to_mask, rle_area, whole_number
 from aura.types import Rle
+
+LARGEST = 2**63 - 1
+"""Of a whole number: databases and other programs hold no larger ones."""
+_TRUTH = {0: False, 1: True, "": False, "0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        ValueError: No such file, or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(read_text(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not JSON ({error}); is the file complete?") from error
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        ValueError: No such file, not JSON, or not an object at the top.
+        ValueError: As :func:`read_json`, or not an object at the top.
     """
-    path = Path(path)
-    try:
-        root = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: is not JSON ({error}); is the file complete?") from error
+    root = read_json(path)
     if not isinstance(root, dict):
         raise ValueError(f"{path}: expected a JSON object with lists of records, got a {type(root).__name__}")
     return root
 
 
+def truth(value: Any) -> bool | None:
+    """A truth value as files write it: ``true``, ``1``, ``1.0``, ``"true"``, ``"1"``; false where there is none.
+
+    ``None`` for what is no truth value.
+    """
+    if value is None:
+        return False
+    if not isinstance(value, (bool, int, float, str)):
+        return None
+    return _TRUTH.get(value.strip().lower() if isinstance(value, str) else value)
+
+
 def to_rle(value: Any, size: tuple[int, int]) -> Rle:
     """A mask in any of COCO's notations as a compressed RLE of ``size`` (height, width).
+
+    An RLE may lie alone in a list.
 
     Raises:
         ValueError: It is no mask, has another size, or is damaged.
     """
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        if len(value) > 1 or "counts" not in value[0]:
+            what = "RLEs" if "counts" in value[0] else f"objects with {sorted(map(str, value[0]))}"
+            raise ValueError(f"a list of {len(value)} {what} is no mask; give one RLE, or polygons as lists of x and y")
+        value = value[0]
     if isinstance(value, Mapping):
-        if list(value.get("size") or ()) != list(size):
-            raise ValueError(f"the RLE's size is {value.get('size')} but the image's is {list(size)} (height, width)")
+        found = value.get("size")
+        sides = [whole_number(side) for side in found] if isinstance(found, list) else None
+        if sides != list(size):
+            swapped = "; its sides are swapped" if sides == list(size)[::-1] else ""
+            raise ValueError(f"the RLE's size is {found} but the image's is {list(size)} (height, width){swapped}")
         if isinstance(value.get("counts"), str):
-            rle_area(value)
-            return {"size": list(size), "counts": value["counts"]}
+            rle = {"size": list(size), "counts": value["counts"]}
+            rle_area(rle)
+            return rle
         return encode_rle(decode_rle(value))
     if isinstance(value, list):
         return encode_rle(polygons_to_mask(value, *size))
@@ -96,19 +133,28 @@ class RecordReader:
         return record
 
     def integer(self, record: Mapping[str, Any], key: str, where: str, *, at_least: int | None = None) -> int:
-        """The whole number ``record[key]``."""
-        value = record.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or (at_least is not None and value < at_least):
+        """The whole number ``record[key]``, which may be written ``96.0`` or ``"96"``."""
+        value = whole_number(record.get(key))
+        if value is None or (at_least is not None and value < at_least):
             wanted = "a whole number" if at_least is None else f"a whole number of at least {at_least}"
             raise self.error(where, f"'{key}' must be {wanted}, {_found(record, key)}")
+        if abs(value) > LARGEST:
+            raise self.error(where, f"'{key}' is {value}, which is too large; take numbers below 2^63")
         return value
 
     def number(self, record: Mapping[str, Any], key: str, where: str) -> float:
-        """The number ``record[key]``."""
+        """The number ``record[key]``, which may be written as text."""
         value = record.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not is_number(value):
             raise self.error(where, f"'{key}' must be a number, {_found(record, key)}")
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
+
+    def flag(self, record: Mapping[str, Any], key: str, where: str) -> bool:
+        """The truth value ``record[key]``, which may be written as a number or as text; false where it is absent."""
+        found = truth(record.get(key))
+        if found is None:
+            raise self.error(where, f"'{key}' must be true or false, {_found(record, key)}")
+        return found
 
     def text(self, record: Mapping[str, Any], key: str, where: str) -> str:
         """The non-empty text ``record[key]``."""
@@ -120,9 +166,10 @@ class RecordReader:
     def integers(self, record: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
         """The list of whole numbers ``record[key]``."""
         value = record.get(key)
-        if not isinstance(value, list) or any(not isinstance(v, int) or isinstance(v, bool) for v in value):
+        numbers = [whole_number(item) for item in value] if isinstance(value, list) else [None]
+        if any(number is None or abs(number) > LARGEST for number in numbers):
             raise self.error(where, f"'{key}' must be a list of whole numbers, {_found(record, key)}")
-        return tuple(value)
+        return tuple(number for number in numbers if number is not None)
 
     def mask(self, value: Any, size: tuple[int, int], where: str) -> Rle | None:
         """A mask as an RLE of ``size`` (height, width); ``None`` where the file has none."""

@@ -27,7 +27,7 @@ from aura.files import places_for, plain_mode
 from aura.formats.reading import RecordReader
 from aura.formats.samples import KINDS, ImageRow, ObjectRow, RecordParser
 from aura.formats.streaming import members
-from aura.pictures import Picture
+from aura.pictures import Picture, find_picture
 from aura.types import Conversation, Sample, Turn, identifying_bytes
 
 ENDING = ".rows.sqlite"
@@ -49,7 +49,6 @@ _TABLES = (
     "CREATE TABLE records (image INTEGER, kind INTEGER, place INTEGER, text TEXT, PRIMARY KEY (image, kind, place)) "
     "WITHOUT ROWID",
 )
-_LARGEST_ID = 2**63 - 1
 
 
 class Rows(Sequence[Sample]):
@@ -108,7 +107,7 @@ class Rows(Sequence[Sample]):
 
     def pictures(self) -> Iterator[Picture]:
         rows = self._database().execute("SELECT id, file_name, height, width FROM images ORDER BY position")
-        return (Picture(number, self.images / name, height, width) for number, name, height, width in rows)
+        return (Picture(number, find_picture(self.images, name), height, width) for number, name, height, width in rows)
 
     def digest(self) -> str:
         return self._digest
@@ -263,13 +262,13 @@ class _Builder:
         kind = KINDS[key]
         number = self.reader.id_of(record, key, kind, position)
         where = f"{kind} {number}"
-        self.ids[key].append(self._small(number, where))
+        self.ids[key].append(number)
         if key == "categories":
             self.names[number] = self.parser.category(record, number)
         elif key == "images":
             self.images.append((position, *self.parser.image(record, number)))
         else:
-            image = self._small(self.parser.image_id(record, where), where)
+            image = self.parser.image_id(record, where)
             if key == "annotations":
                 row: Any = self.parser.object(record, number)
                 self.records.append((image, ANNOTATION, position, _text(row)))
@@ -279,11 +278,6 @@ class _Builder:
                 self.records.append((image, CONVERSATION, position, _text([number, turns, conversation.provenance])))
         if len(self.images) + len(self.records) >= BUFFERED:
             self._flush()
-
-    def _small(self, number: int, where: str) -> int:
-        if abs(number) > _LARGEST_ID:
-            raise self.reader.error(where, f"{number} is too large for an id; take numbers below 2^63")
-        return number
 
     def _flush(self) -> None:
         sql = "INSERT INTO images (position, id, file_name, height, width) VALUES (?, ?, ?, ?, ?)"

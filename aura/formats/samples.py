@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aura.formats.objects import is_unknown
 from aura.formats.reading import RecordReader
-from aura.pictures import Picture
+from aura.pictures import Picture, find_picture
 from aura.types import AmodalObject, Conversation, Rle, Sample, Turn, identifying_bytes
 
 KINDS = {"categories": "category", "images": "image", "annotations": "annotation", "conversations": "conversation"}
@@ -126,7 +126,7 @@ class RecordParser:
             named.append(
                 AmodalObject(row.id, name, row.visible, row.amodal, row.occlusion_rate, tuple(row.occluded_by), above)
             )
-        path = folder / image.file_name
+        path = find_picture(folder, image.file_name)
         try:
             return Sample(image.id, path, image.height, image.width, tuple(named), tuple(conversations))
         except ValueError as error:

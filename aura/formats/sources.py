@@ -196,7 +196,9 @@ class AnnotationFile:
     def file_names(self) -> list[str]:
         """The images' file names, as far as they have one."""
         return [
-            name for _, image in self._spool.identified("images") if isinstance(name := image.get("file_name"), str)
+            name.replace("\\", "/")
+            for _, image in self._spool.identified("images")
+            if isinstance(name := image.get("file_name"), str)
         ]
 
     def __iter__(self) -> Iterator[AnnotatedImage]:
@@ -205,14 +207,22 @@ class AnnotationFile:
             annotations = self._spool.of(self._annotations, number)
             made: AnnotatedImage | None = None
             with self._collecting(f"image {number}") as where:
-                self.reader.text(image, "file_name", where)
+                name = self.reader.text(image, "file_name", where).replace("\\", "/")
                 size = (
                     self.reader.integer(image, "height", where, at_least=1),
                     self.reader.integer(image, "width", where, at_least=1),
                 )
                 objects = self._objects(annotations, size)
                 in_front = [(a["id"], farther) for a in annotations for farther in a.get(BEHIND, ())]
-                made = _annotated(image, with_occluders(objects, in_front), ids)
+                made = AnnotatedImage(
+                    image_id=number,
+                    file_name=name,
+                    height=size[0],
+                    width=size[1],
+                    objects=with_occluders(objects, in_front),
+                    image_info={k: v for k, v in image.items() if k not in OWN},
+                    category_ids={o.category: ids[o.category] for o in objects if o.category in ids},
+                )
             if made is not None:
                 yield made
             else:
@@ -259,6 +269,8 @@ class AnnotationFile:
             self.problems.append(Problem(where, str(error).removeprefix(f"{self.reader.path}: {where}: ")))
 
 
+OWN = {"id", "file_name", "height", "width"}
+"""Fields of an image's record that have a place of their own."""
 PLACE, BEHIND = "place in the file", "ids behind it"
 """What a waiting record of a region has besides its own."""
 
@@ -277,16 +289,3 @@ def load_cocoa_cls(path: str | Path) -> list[AnnotatedImage]:
         ValueError: The file is missing, is not such a file, or an annotation contradicts itself.
     """
     return list(AnnotationFile(path, COCOA_CLS, strict=True))
-
-
-def _annotated(image: dict[str, Any], objects: tuple[AmodalObject, ...], ids: Mapping[str, int]) -> AnnotatedImage:
-    own = {"id", "file_name", "height", "width"}
-    return AnnotatedImage(
-        image_id=image["id"],
-        file_name=image["file_name"],
-        height=image["height"],
-        width=image["width"],
-        objects=objects,
-        image_info={k: v for k, v in image.items() if k not in own},
-        category_ids={o.category: ids[o.category] for o in objects if o.category in ids},
-    )

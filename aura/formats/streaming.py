@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sqlite3
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def members(path: str | Path, lists: Collection[str]) -> Iterator[Member]:
     Raises:
         ValueError: No such file, not JSON (nor is ``NaN``), not an object at the top, or a key that occurs twice.
     """
-    path = Path(path)
-    events = _events(path)
+    path, place = Path(path), [""]
+    events = _events(path, place)
     event, value = next(events)
     if event != "start_map":
         kind = "list" if event == "start_array" else type(value).__name__
@@ -47,14 +48,21 @@ def members(path: str | Path, lists: Collection[str]) -> Iterator[Member]:
         if key in lists and first[0] == "start_array":
             yield key, None, []
             for position, begin in enumerate(iter(partial(next, events), ("end_array", None))):
+                place[0] = f"'{key}' item {position}: "
                 yield key, position, _value(path, begin, events)
+            place[0] = ""
         else:
             yield key, None, _value(path, first, events)
 
 
-def _events(path: Path) -> Iterator[tuple[str, Any]]:
+def _events(path: Path, place: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """What the parser sees; ``place[0]`` says in which record it is."""
     try:
         with path.open("rb") as file:
+            mark = file.read(3)
+            if mark[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise ValueError("it is UTF-16; save it as UTF-8")
+            file.seek(len(mark) if mark == codecs.BOM_UTF8 else 0)
             yield from ijson.basic_parse(file, use_float=True, buf_size=CHUNK)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
@@ -63,6 +71,10 @@ def _events(path: Path) -> Iterator[tuple[str, Any]]:
         text = what.decode(errors="replace") if isinstance(what, bytes) else str(what)
         # The C backend's second line is the text around the flaw, its third an arrow.
         told = ": ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+        if "integer overflow" in told:
+            raise ValueError(
+                f"{path}: {place[0]}a whole number is too large ({told}); take numbers below 2^63"
+            ) from error
         raise ValueError(f"{path}: is not JSON ({told}); is the file complete?") from error
 
 

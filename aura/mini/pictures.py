@@ -92,7 +92,9 @@ def _existing(directory: str | Path | None, default: Path, what: str) -> Path:
 
 
 def _pictures(root: Path, wanted: str) -> list[Path]:
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    found = (path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    # Hidden files are a file manager's: macOS writes ._NAME beside each NAME.
+    paths = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
     if not paths:
         raise ValueError(f"{root}: no pictures here; this folder should hold {wanted}")
     return paths

@@ -14,7 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from aura.files import read_text
 from aura.model.precision import cast_parameters
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel, DeepSpeed and torch.compile put before the name of every tensor."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ def read_config(folder: str | Path, setting: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{setting}: {path} is missing; {folder} is not a Hugging Face model folder")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        return json.loads(read_text(path))
+    except ValueError as error:
         raise ValueError(f"{setting}: {path} is not valid JSON ({error}); download it again") from error
 
 
@@ -81,7 +85,7 @@ def check_weight_files(folder: str | Path, setting: str, *, required: bool = Tru
         ValueError: No weights (if ``required``), a shard that the index names is not there, or a damaged file.
     """
     folder = Path(folder)
-    names = {path.name for path in folder.glob("*.safetensors")}
+    names = {path.name for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -114,7 +118,7 @@ def read_tensors(path: str | Path, setting: str) -> dict[str, torch.Tensor]:
         raise ValueError(f"{setting}: {path} is missing; give the path of the downloaded weights")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _unwrapped(load_file(path))
         except SafetensorError as error:
             raise ValueError(f"{setting}: {path} is truncated or damaged ({error}); get it again") from error
     try:
@@ -132,6 +136,14 @@ def read_tensors(path: str | Path, setting: str) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and state:
             held = f"the entries {', '.join(map(str, list(state)[:4]))}"
         raise ValueError(f"{setting}: {path} holds {held}, not a bare state dict of tensors; give the right file")
+    return _unwrapped(state)
+
+
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names without what a wrapper put before every one of them."""
+    for wrapper in WRAPPERS * 2:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     return state
 
 

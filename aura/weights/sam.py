@@ -33,6 +33,8 @@ VARIANTS = {
     768: Variant("ViT-B", 12, 12, (2, 5, 8, 11)),
 }
 DECODER_HEADS = 8  # of every SAM that was released; no tensor's shape tells it
+POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+"""A tensor that every variant has."""
 PIXEL_STATISTICS = ("pixel_mean", "pixel_std")
 
 # From the names in transformers to those of segment-anything, in this order.
@@ -98,6 +100,10 @@ def sam_from_state(state: Mapping[str, torch.Tensor], source: str, dtype: torch.
     Raises:
         ValueError: Not SAM, or a tensor is missing, too many, or of a shape that the variant does not have.
     """
+    prefix = next((name.removesuffix(POSITIONS) for name in state if name.endswith(POSITIONS)), "")
+    # Where SAM was a part of a larger module, such as "sam."; LISA's belongs with the rest of LISA.
+    if "visual_model." not in prefix and all(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if name not in PIXEL_STATISTICS}
     if mobile_sam.MARK in state:
         state = mobile_sam.folded(state)
@@ -141,7 +147,7 @@ def sam_config(shapes: Mapping[str, tuple[int, ...]], source: str) -> tuple[SamC
     """
     try:
         return _sam_config(shapes)
-    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{source} is not SAM: {_kind(shapes, error)}") from error
 
 

@@ -220,7 +220,7 @@ def test_json_is_one_object_per_answer_and_nothing_else(export, street, out, cap
 
 
 def test_questions_come_from_a_pipe(export, street, out, capsys, monkeypatch):
-    lines(monkeypatch, "one?\n/nonsense\ntwo?\n")
+    lines(monkeypatch, "\ufeffone?\n/nonsense\ntwo?\n")
     assert chat.main(["--checkpoint", str(export), "--image", str(street), "--out", str(out), "--json"]) == 2
     captured = capsys.readouterr()
     assert [json.loads(line)["question"] for line in captured.out.splitlines()] == ["one?", "two?"]

@@ -123,7 +123,7 @@ def turn(document):
 MALFORMED = {
     "no images": (lambda d: d.pop("images"), "'images': expected a list, but it is missing"),
     "no height": (lambda d: d["images"][0].pop("height"), "image 1: 'height' must be"),
-    "height of text": (lambda d: d["images"][0].update(height="40"), "image 1: 'height' must be"),
+    "height of text": (lambda d: d["images"][0].update(height="forty"), "image 1: 'height' must be"),
     "no file name": (lambda d: d["images"][0].pop("file_name"), "image 1: 'file_name' must be a text"),
     "no mask": (lambda d: annotation(d).pop("visible_mask"), "annotation 10: 'visible_mask' must be a compressed RLE"),
     "polygon": (lambda d: annotation(d).update(segmentation=[[1, 2, 3]]), "annotation 10: 'segmentation' must be"),

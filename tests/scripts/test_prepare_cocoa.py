@@ -3,6 +3,7 @@
 import copy
 import json
 import runpy
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +306,22 @@ def test_pictures_are_found_by_their_split(tmp_path, place, prepare, capsys):
     (tmp_path / "annotations" / "instances_val.json").rename(tmp_path / "annotations" / "mine.json")
     assert prepare() == 2
     assert "could be those in" in capsys.readouterr().err
+
+
+def test_what_another_system_leaves_in_a_folder_and_how_it_spells_names(tmp_path, place, prepare, capsys):
+    content = cocoa_cls()
+    content["images"][0]["file_name"] = unicodedata.normalize("NFD", "컵과 책.jpg")
+    place(content)
+    content["images"][0]["file_name"] = "컵과 책.jpg"
+    (tmp_path / "annotations" / "COCO_amodal_train2014_with_classes.json").write_text(json.dumps(content))
+    (tmp_path / "annotations" / "._train.json").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (tmp_path / "annotations" / "results.json").write_text('[{"image_id": 1, "score": 0.5}]')
+    assert prepare() == 0
+    output = capsys.readouterr().out
+    assert "results.json: passed over, it holds no amodal annotations" in output and "._train" not in output
+    assert "its file is spelt" in output
+    (sample,) = AmodalReasonSeg.load(tmp_path / "out" / "COCO_amodal_train2014_with_classes.json")
+    assert sample.image_path.is_file()
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path, place, prepare, capsys):

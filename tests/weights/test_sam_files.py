@@ -36,6 +36,21 @@ def test_constants_of_the_normalisation_are_passed_over(small_file):
     assert not report.unexpected and report.loaded == len(state) + 1
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "sam.", "module.sam_model."])
+def test_names_behind_one_prefix_are_sam_s(small_file, prefix):
+    state = torch.load(small_file)
+    torch.save({prefix + name: value for name, value in state.items()}, small_file)
+    model, report = load_sam(small_file, dtype=torch.float32)
+    assert not report.missing and not report.unexpected
+    assert torch.equal(model.vision_encoder.pos_embed, state["image_encoder.pos_embed"])
+
+
+def test_names_behind_several_prefixes_are_refused(small_file):
+    state = torch.load(small_file)
+    torch.save({("a." if "mask" in name else "b.") + name: value for name, value in state.items()}, small_file)
+    refuses(small_file, "is not SAM")
+
+
 def test_weights_get_the_dtype_asked_for_and_the_file_may_go(small_file):
     state = torch.load(small_file)
     model, _ = load_sam(small_file, dtype=torch.bfloat16)

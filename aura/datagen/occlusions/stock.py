@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from aura.datagen.occlusions.compose import Cutout
 from aura.formats.instances import Instance, InstanceFile, InstanceImage
 from aura.masks import decode_rle, rle_bbox
+from aura.pictures import find_picture
 
 MIN_CUTOUT = 0.008
 """Least area of an object that is cut out, as a fraction of its photograph."""
@@ -128,7 +129,7 @@ class Stock:
 
     def pixels(self, image: InstanceImage) -> np.ndarray:
         """The picture as stored, uint8 RGB [H, W, 3]; errors as in :meth:`cutout`."""
-        path = self.images / image.file_name
+        path = find_picture(self.images, image.file_name)
         try:
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))

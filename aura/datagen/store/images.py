@@ -14,6 +14,7 @@ from typing import Any
 
 from aura.datagen.store.database import Database
 from aura.formats.sources import AnnotatedImage
+from aura.pictures import find_picture
 from aura.types import AmodalObject
 
 CHUNK = 200
@@ -163,7 +164,7 @@ class Images:
 
     def picture(self, row: Row) -> Path:
         """Where the picture of a row of the table lies now."""
-        return Path(self.sources[row["source"]].images) / row["file_name"]
+        return find_picture(Path(self.sources[row["source"]].images), row["file_name"])
 
     def _image_row(self, image_id: int) -> Row:
         row = self.database.row("SELECT * FROM images WHERE image_id = ?", [image_id])
