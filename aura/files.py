@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,30 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, obj: Any, *, indent: int | None = None) -> None:
     """Write ``obj`` as JSON with a final newline, atomically. NaN and infinity are refused: they are not JSON."""
-    separators = (",", ":") if indent is None else None
-    write_text(path, json.dumps(obj, indent=indent, separators=separators, allow_nan=False) + "\n")
+    write_text(path, to_json(obj, indent=indent, compact=indent is None) + "\n")
+
+
+def to_json(obj: Any, *, indent: int | None = None, compact: bool = False) -> str:
+    """``obj`` as JSON. NaN and infinity are refused: they are not JSON."""
+    return json.dumps(obj, indent=indent, separators=(",", ":") if compact else None, allow_nan=False)
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record that can be JSON: NaN and infinity become ``null``, and ``not_finite`` lists their keys (``a/b``)."""
+    names: list[str] = []
+
+    def clean(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: clean(item, f"{path}/{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item, f"{path}/{number}") for number, item in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            names.append(path[1:])
+            return None
+        return value
+
+    cleaned: dict[str, Any] = clean(record, "")
+    return cleaned | ({"not_finite": names} if names else {})
 
 
 def places_for(path: Path, ending: str) -> list[Path]:

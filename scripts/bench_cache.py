@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures = measure(Path(folder), options.images, options.size, options.workers, options.keys)
     if options.json:
-        print(json.dumps(figures))
+        print(json.dumps(figures, allow_nan=False))
     else:
         for name, value in figures.items():
             print(f"{name:40s} {value:14,.2f}")

@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     plan = settled(plan, gpu.gib * GIB)
     if options.json:
-        print(json.dumps(plan.as_dict(gpu), indent=2))
+        print(json.dumps(plan.as_dict(gpu), indent=2, allow_nan=False))
     else:
         show(plan, gpu)
     return 1 if plan.problems(gpu) else 0

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from aura.files import read_text, write_bytes, write_json, write_text
+from aura.files import finite, read_text, to_json, write_bytes, write_json, write_text
 
 
 def test_writes_make_folders_and_replace_the_old_file(tmp_path):
@@ -56,3 +56,12 @@ def test_byte_order_marks_are_passed_over(tmp_path, encoding):
     path = tmp_path / "text.txt"
     path.write_text("crème, 컵\nline two", encoding=encoding)
     assert read_text(path) == "crème, 컵\nline two"
+
+
+def test_what_is_not_finite_is_null_and_listed():
+    record = {"step": 3, "norm": float("inf"), "losses": {"a": float("nan"), "b": [1.0, -float("inf")]}}
+    expected = {"step": 3, "norm": None, "losses": {"a": None, "b": [1.0, None]}}
+    assert finite(record) == {**expected, "not_finite": ["norm", "losses/a", "losses/b/1"]}
+    assert json.loads(to_json(finite(record))) == finite(record) and finite(expected) == expected
+    with pytest.raises(ValueError, match="JSON"):
+        to_json(record)

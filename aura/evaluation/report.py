@@ -15,7 +15,7 @@ from aura.config import Protocol
 from aura.evaluation import tables
 from aura.evaluation.metrics import AnswerScore, ObjectScore, summarise
 from aura.evaluation.tables import Figures
-from aura.files import write_json, write_text
+from aura.files import to_json, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Report:
         """
         out_dir = Path(out_dir)
         write_tables(out_dir, {**(beside or {}), self.name: self.as_dict()})
-        write_text(out_dir / "objects.jsonl", "".join(json.dumps(row) + "\n" for row in self.object_rows()))
+        write_text(out_dir / "objects.jsonl", "".join(to_json(row) + "\n" for row in self.object_rows()))
         # Last, so that a report.json means that all files are there.
         write_json(out_dir / "report.json", self.as_dict(), indent=2)
 

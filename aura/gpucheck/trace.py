@@ -81,7 +81,7 @@ def write_trace(lab: Lab) -> None:
         losses = [to_six_digits(row) for row in train_mini(lab, **size)]
         document[scale] = {"size": size, "losses": losses}
     TRACE.parent.mkdir(parents=True, exist_ok=True)
-    TRACE.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    TRACE.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def to_six_digits(row: dict[str, float]) -> dict[str, float]:

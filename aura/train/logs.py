@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aura.files import write_text
+from aura.files import finite, to_json, write_text
 
 
 class RunLog:
@@ -31,7 +31,7 @@ class RunLog:
         if run is None or self._path is None:
             return
         kept = [record for record in read_log(self._path) if record["step"] <= start] if start else []
-        write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self._path, "".join(to_json(record) + "\n" for record in kept))
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -49,11 +49,15 @@ class RunLog:
         return (step - step_before) / max(now - time_before, 1e-9)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append a record ``{"kind", "step", **values}``; nested numbers become ``a/b`` in TensorBoard."""
+        """Append a record ``{"kind", "step", **values}``; nested numbers become ``a/b`` in TensorBoard.
+
+        What is not finite is ``null`` there, and ``not_finite`` lists it.
+        """
         if self._path is None:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values, "seconds": round(self.seconds, 2)}) + "\n")
+            record = {"kind": kind, "step": step, **values, "seconds": round(self.seconds, 2)}
+            file.write(to_json(finite(record)) + "\n")
         if self._board is not None:
             for name, number in flat_numbers(values).items():
                 self._board.add_scalar(f"{kind}/{name}", number, step)

@@ -236,7 +236,8 @@ class Trainer:
         return losses
 
     def _log(self, step: int, lr: float) -> float:
-        means = self.window.means()
+        # A window in which no loss was finite (fp16) has no means; all processes give the same names.
+        means = {name: self.window.means().get(name, math.nan) for name in LOSS_NAMES}
         means = dict(zip(means, ds.mean_over_processes(list(means.values()), self.process), strict=True))
         self.window = Window()
         speed = round(self.log.speed(step) * self.effective_batch, 3)

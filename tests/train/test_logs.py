@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from aura.train.logs import RunLog, Window, flat_numbers, read_log, stuck_warning
 
 
@@ -26,6 +28,13 @@ def test_other_processes_write_nothing(tmp_path):
     log = RunLog(None)
     log.write("train", 1, {"total": 1.0})
     assert log.records("train") == [] and not list(tmp_path.iterdir())
+
+
+def test_an_infinite_norm_is_null_and_said(tmp_path):
+    RunLog(tmp_path).write("train", 1, {"total": 1.0, "grad_norm": float("inf")})
+    text = (tmp_path / "log.jsonl").read_text()
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert record["grad_norm"] is None and record["not_finite"] == ["grad_norm"]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

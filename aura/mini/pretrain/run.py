@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aura.files import write_text
+from aura.files import finite, to_json, write_text
 
 Metrics = dict[str, float]
 
@@ -159,7 +159,7 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint (atomically) and the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(entry) for entry in self.history]
+        lines = [to_json(entry) for entry in self.history]
         state = {
             "module": self.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -177,8 +177,8 @@ class Run:
         """Append one line to the log and print it."""
         entry = {"kind": kind, "step": self.step, "images": self.images, "minutes": round(self.seconds / 60, 2)}
         entry |= {key: round(float(value), 4) for key, value in values.items()}
-        self.history.append(entry)
-        print(json.dumps(entry), flush=True)
+        self.history.append(finite(entry))
+        print(to_json(self.history[-1]), flush=True)
 
     def optimize(self, loss: torch.Tensor, clip: float = 1.0) -> None:
         """One optimizer step at the rate of the moment."""
