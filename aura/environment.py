@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -37,7 +38,8 @@ def prepare() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Nothing is sharded by transformers, which would list every layer for it.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-    _keep_freed_memory()
+    if not _has_gpu():
+        _keep_freed_memory()
 
 
 @contextlib.contextmanager
@@ -68,6 +70,15 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+NVIDIA = Path("/proc/driver/nvidia")
+"""There where the kernel drives an NVIDIA GPU."""
+
+
+def _has_gpu() -> bool:
+    """Whether torch will compute on a GPU, as far as can be said without importing it."""
+    return NVIDIA.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
 
 
 def _keep_freed_memory() -> None:

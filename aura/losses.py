@@ -118,9 +118,10 @@ class AuraCriterion:
             errors = (output.occlusion_rate.float() - batch.occlusion_rates.float()).square()
             terms["occlusion_rate"] = (errors * known).sum() / num_known
         # One image at a time: the images' sizes differ, and only one image's full-size maps have to be built at once.
-        for image, geometry in enumerate(batch.geometries):
-            mine = (batch.seg_image == image).nonzero().squeeze(1)
-            if len(mine) == 0:
+        end = 0
+        for image, (geometry, count) in enumerate(zip(batch.geometries, batch.seg_counts, strict=True)):
+            mine, end = slice(end, end + count), end + count
+            if count == 0:
                 continue
             logits = (output.visible_logits, output.amodal_logits, output.spatial_logits)
             rows = [None if values is None else values[mine] for values in logits] + [batch.seg_object[mine]]

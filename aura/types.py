@@ -160,8 +160,9 @@ class Batch:
     to earlier tokens of the prefix and of its own branch. ``position_ids`` [B, L] continue from the prefix in each
     branch. ``target_index`` [M] are the positions (flattened, b * L + l) whose **next** token is supervised, and
     ``target_ids`` [M] those tokens. ``seg_index`` [N] are the flattened positions of the ``[SEG]`` tokens themselves,
-    ``seg_image`` [N] (ascending) the image of each, ``seg_object`` [N] the row of its masks in
-    ``visible_masks[seg_image]``. The tokens before every supervised token and every ``[SEG]`` are on the same branch.
+    ``seg_image`` [N] (ascending) the image of each and ``seg_counts`` how many each image has, ``seg_object`` [N] the
+    row of its masks in ``visible_masks[seg_image]``. The tokens before every supervised token and every ``[SEG]`` are
+    on the same branch.
     """
 
     image_ids: tuple[int, ...]
@@ -179,6 +180,7 @@ class Batch:
     visible_masks: tuple[torch.Tensor, ...]  # B x [K, H, W] bool
     amodal_masks: tuple[torch.Tensor, ...]  # B x [K, H, W] bool
     records: tuple[SegRecord, ...]  # N
+    seg_counts: tuple[int, ...]  # B; known without a look at the GPU
     sam_pixels: torch.Tensor | None = None  # [B, 3, S, S]
     clip_pixels: torch.Tensor | None = None  # [B, 3, P, P]
     sam_embeddings: torch.Tensor | None = None  # [B, C, S/16, S/16], or whatever the patch size gives

@@ -116,8 +116,8 @@ def test_losses_in_chunks_are_the_losses(monkeypatch, resolution):
         image_ids=(0, 1), geometries=geometries, input_ids=empty, position_ids=empty, segment_ids=empty,
         target_index=empty, target_ids=empty, seg_index=empty, seg_image=torch.tensor([0] * 8 + [1] * 3),
         seg_object=torch.tensor([0, 1, 2, 2, 1, 0, 0, 1, 2, 0, 1]), occlusion_rates=torch.rand(11, generator=generator),
+        visible_masks=visible, amodal_masks=amodal, records=(), seg_counts=(8, 3),
         shape_known=torch.arange(11) % 4 > 0,
-        visible_masks=visible, amodal_masks=amodal, records=(),
     )  # fmt: skip
     logits = torch.randn(11, 5, 32, 32, generator=generator)
     losses, gradients = [], []

@@ -88,6 +88,7 @@ def make_batch(geometries, masks, seg_image, seg_object, rates, known=None):
         visible_masks=tuple(v for v, _ in masks),
         amodal_masks=tuple(a for _, a in masks),
         records=tuple(SegRecord(0, 0, 0, i, i) for i in range(count)),
+        seg_counts=tuple(seg_image.count(image) for image in range(len(geometries))),
     )
 
 

@@ -94,6 +94,7 @@ def collate(samples: Sequence[ProcessedSample]) -> Batch:
         visible_masks=tuple(s.visible_masks for s in samples),
         amodal_masks=tuple(s.amodal_masks for s in samples),
         records=records,
+        seg_counts=tuple(sum(len(branch) for branch in s.targets) for s in samples),
         sam_pixels=_stack(samples, "sam_pixels"),
         clip_pixels=_stack(samples, "clip_pixels"),
         sam_embeddings=_stack(samples, "sam_embeddings"),

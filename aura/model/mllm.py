@@ -79,16 +79,24 @@ class Mllm(nn.Module):
         if clip_features is None:
             return embeddings
         placeholders = input_ids == self.config.image_token_index
-        counts, tokens = placeholders.sum(1).tolist(), clip_features.shape[1] // self.image_token_merge**2
+        if not (self.training and placeholders.is_cuda):  # reading them makes the GPU wait: the trainer has checked
+            self.check_placeholders(input_ids, clip_features.shape[1] // self.image_token_merge**2)
+        if self.half_dtype is None:
+            features = self.project(clip_features)
+        else:
+            with self.products(embeddings.device):
+                features = self.project(clip_features)
+        return embeddings.masked_scatter(placeholders.unsqueeze(-1).to(embeddings.device), features.to(embeddings))
+
+    def check_placeholders(self, input_ids: torch.Tensor, tokens: int) -> None:
+        """ValueError unless each sequence of ids [B, L] has ``tokens`` image placeholders."""
+        counts = (input_ids == self.config.image_token_index).sum(1).tolist()
         if any(count != tokens for count in counts):
             raise ValueError(
                 f"the sequences have {counts} image placeholders (id {self.config.image_token_index}) but every image "
                 f"has {tokens} features; the processor and the model disagree on the image size or the "
                 "placeholder"
             )
-        with self.products(embeddings.device):
-            features = self.project(clip_features)
-        return embeddings.masked_scatter(placeholders.unsqueeze(-1).to(embeddings.device), features.to(embeddings))
 
     def forward(
         self,

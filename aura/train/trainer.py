@@ -191,6 +191,7 @@ class Trainer:
         return every > 0 and (step % every == 0 or step == self.settings.steps)
 
     def _micro_step(self, batch: Batch) -> None:
+        self.model.mllm.check_placeholders(batch.input_ids, self.model.config.num_image_tokens)
         batch = batch.to(self.process.device)
         losses = self.criterion(self.engine(batch), batch)
         self.engine.backward(losses.total)
