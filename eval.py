@@ -58,13 +58,13 @@ def run(options: argparse.Namespace) -> None:
     """Load, evaluate under every protocol, print and write."""
     from transformers.utils import logging
 
-    from aura import ranks
     from aura.chat.assistant import Assistant
     from aura.data.feature_cache import FeatureCache
     from aura.evaluation import tables
     from aura.evaluation.evaluate import evaluate_all
     from aura.evaluation.gallery import Gallery, PredictionFile, picture_format
     from aura.formats.amodal_reason_seg import AmodalReasonSeg
+    from aura.machine import ranks
     from aura.train.splits import kept_for_validation
 
     logging.disable_progress_bar()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aura.chunks import in_chunks
 from aura.config import LossSettings
 from aura.geometry import to_decoder_grid, to_image
+from aura.machine.chunks import in_chunks
 from aura.targets import soft_spatial_map, spatial_map
 from aura.types import AuraOutput, Batch, ImageGeometry, Losses
 

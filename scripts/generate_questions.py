@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.pictures import find_picture
 from aura.formats.reading import read_json_object
 from aura.formats.sources import AnnotatedImage, load_cocoa_cls
-from aura.pictures import find_picture
 from aura.types import Conversation
 
 

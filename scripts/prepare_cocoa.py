@@ -33,9 +33,9 @@ from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.checks import Problem
 from aura.formats.layouts import recognise
 from aura.formats.occlusion import DEPTH_ORDER
+from aura.formats.pictures import Picture, examine, find_picture, orientation_note, picture_flaw
 from aura.formats.reading import read_json
 from aura.formats.sources import AnnotatedImage, AnnotationFile
-from aura.pictures import Picture, examine, find_picture, orientation_note, picture_flaw
 from aura.types import Conversation
 
 SHOWN = 20

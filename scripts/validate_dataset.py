@@ -31,8 +31,8 @@ from aura.data.preflight import BadRecord, inspect_texts, read_pictures
 from aura.data.selection import pictures
 from aura.formats.amodal_reason_seg import AmodalReasonSeg, image_folder
 from aura.formats.checks import problems, shared_images
+from aura.formats.pictures import find_picture, orientation_note
 from aura.formats.reading import read_json_object
-from aura.pictures import find_picture, orientation_note
 
 if TYPE_CHECKING:
     from aura.data.conversations import ConversationTokenizer

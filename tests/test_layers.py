@@ -9,8 +9,9 @@ from pathlib import Path
 AURA = Path(__file__).parents[1] / "aura"
 
 FLOORS = {
-    "the method's vocabulary": "config types files masks pictures geometry targets chunks losses features devices "
-    "environment ranks",
+    "the method's vocabulary, and what it runs on": (
+        "config types files masks geometry targets losses features environment machine"
+    ),
     "pictures, annotation files, tensors": "drawing formats data",
     "the network; questions from annotations": "model datagen",
     "weights of others; figures; answers to a user": "weights evaluation chat",
@@ -22,7 +23,6 @@ FLOORS = {
 
 STRANGERS = {
     "formats": {"data"},
-    "data": {"formats"},
     "model": {"datagen"},
     "datagen": {"data", "model"},
     "chat": {"evaluation"},

@@ -19,8 +19,8 @@ from transformers import Cache
 from aura.data.answers import object_names
 from aura.data.photos import open_photo
 from aura.data.processor import SETTINGS_FILE, Processor
-from aura.devices import check_bf16, check_build, inference_dtype
 from aura.features import encode_images
+from aura.machine.devices import check_bf16, check_build, inference_dtype
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.model import AuraModel, Generation
 from aura.model.configuration import DTYPES

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from aura.files import places_for
-from aura.pictures import PictureFacts, examine
+from aura.formats.pictures import PictureFacts, examine
 
 ENDING = ".checks.sqlite"
 TABLES = (

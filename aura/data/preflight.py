@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from aura.data.findings import Findings
 from aura.data.selection import content_of, conversation_counts, pictures
+from aura.formats.pictures import examine, orientation_note, picture_flaw
 from aura.masks import rle_area
-from aura.pictures import examine, orientation_note, picture_flaw
 from aura.types import Sample
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from aura.pictures import Picture
+from aura.formats.pictures import Picture
 from aura.types import Sample, identifying_bytes
 
 

@@ -18,8 +18,8 @@ from aura.datagen.staging import Progress, Staging, silent
 from aura.datagen.store.images import ImageEntry, Source
 from aura.datagen.store.jobs import Recipe
 from aura.datagen.store.store import Store
+from aura.formats.pictures import find_picture
 from aura.formats.sources import AnnotatedImage
-from aura.pictures import find_picture
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from aura.drawing.visualize import SheetRow, ShownObject, contact_sheet
 from aura.evaluation.metrics import score_object
 from aura.evaluation.scoring import PredictedAnswer, TurnKey, true_masks
 from aura.files import write_bytes, write_json
+from aura.machine.ranks import gather, rank_and_world
 from aura.masks import encode_rle
-from aura.ranks import gather, rank_and_world
 from aura.types import MaskPair, Sample, SegRecord
 
 

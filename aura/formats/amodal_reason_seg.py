@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aura.files import write_json
+from aura.formats.pictures import Picture
 from aura.formats.reading import RecordReader
 from aura.formats.rows import Rows, find_rows, info_of
 from aura.formats.samples import ListedSamples, samples_of
 from aura.formats.sources import AnnotatedImage
 from aura.masks import decode_rle, encode_rle, rle_area, rle_bbox
-from aura.pictures import Picture
 from aura.targets import rate_from_areas
 from aura.types import AmodalObject, Conversation, Rle, Sample
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, TypeGuard
 
 from aura.formats.objects import is_unknown
 from aura.formats.occlusion import DEPTH_ORDER, intersections, occluders
+from aura.formats.pictures import Picture, PictureFacts, find_picture, picture_flaw
+from aura.formats.pictures import examine as read_picture
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
-from aura.pictures import Picture, PictureFacts, find_picture, picture_flaw
-from aura.pictures import examine as read_picture
 from aura.targets import rate_from_areas
 from aura.types import RESERVED_TOKENS, SEG_TOKEN, AmodalObject, Rle
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from aura.files import places_for, plain_mode
+from aura.formats.pictures import Picture, find_picture
 from aura.formats.reading import RecordReader
 from aura.formats.samples import KINDS, ImageRow, ObjectRow, RecordParser
 from aura.formats.streaming import members
-from aura.pictures import Picture, find_picture
 from aura.types import Conversation, Sample, Turn, identifying_bytes
 
 ENDING = ".rows.sqlite"

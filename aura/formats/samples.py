@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aura.formats.objects import is_unknown
+from aura.formats.pictures import Picture, find_picture
 from aura.formats.reading import RecordReader
-from aura.pictures import Picture, find_picture
 from aura.types import AmodalObject, Conversation, Rle, Sample, Turn, identifying_bytes
 
 KINDS = {"categories": "category", "images": "image", "annotations": "annotation", "conversations": "conversation"}

@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aura.devices import check_build
 from aura.gpucheck.findings import Findings
 from aura.gpucheck.lab import Lab
 from aura.gpucheck.small import strict_fp32
+from aura.machine.devices import check_build
 from aura.model.configuration import DTYPES
 from aura.model.mllm import packed_attention_mask
 from aura.plan.meter import seconds

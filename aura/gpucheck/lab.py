@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from aura.config import Config, Precision, TrainSettings
-from aura.devices import has_bf16
 from aura.gpucheck import models
 from aura.gpucheck.findings import NotPossible
+from aura.machine.devices import has_bf16
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
 from aura.plan import Workload, make_plan

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from aura.config import LossSettings, Precision
 from aura.data.collate import collate
-from aura.devices import has_bf16
 from aura.evaluation.evaluate import answer_starts
 from aura.gpucheck import models
 from aura.gpucheck.findings import Findings
 from aura.gpucheck.lab import Lab, release
 from aura.losses import AuraCriterion
+from aura.machine.devices import has_bf16
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
 from aura.train import checkpoint as ckpt

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel, SamModel
 
-from aura.chunks import in_chunks
+from aura.machine.chunks import in_chunks
 from aura.model import segmentation
 from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerWriter

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aura import environment, ranks
+from aura import environment
 from aura.config import REDUCE_BUCKET, TrainSettings
-from aura.devices import check_bf16, check_build
+from aura.machine import ranks
+from aura.machine.devices import check_bf16, check_build
 from aura.model.quantize import unpacked
 from aura.train.loss_scale import LossScale
 

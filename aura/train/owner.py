@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from aura import ranks
+from aura.machine import ranks
 
 OWNER = ".owner"
 

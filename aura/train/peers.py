@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aura import ranks
+from aura.machine import ranks
 from aura.train.engine import Process
 
 GRACE = 5.0

@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from aura import ranks
 from aura.config import Config, SplitSettings, load_config
 from aura.data.conversations import ConversationTokenizer
 from aura.data.findings import Findings
@@ -20,6 +19,7 @@ from aura.data.preflight import BadRecord, Inspection, inspect
 from aura.data.selection import Selection, conversation_counts, hold_out, pictures
 from aura.files import write_json, write_text
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.machine import ranks
 from aura.train.engine import Process
 from aura.types import Sample
 

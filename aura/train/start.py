@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from aura import ranks
 from aura.config import Config
+from aura.machine import ranks
 from aura.model.configuration import DTYPES
 from aura.train import engine
 from aura.train.checkpoint import Checkpoints

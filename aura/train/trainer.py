@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from aura import ranks
 from aura.config import Config, to_yaml
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
@@ -21,6 +20,7 @@ from aura.data.selection import pictures
 from aura.features import fill_cache
 from aura.files import write_text
 from aura.losses import AuraCriterion
+from aura.machine import ranks
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
 from aura.plan.activations import Workload

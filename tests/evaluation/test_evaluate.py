@@ -12,12 +12,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
-from aura import ranks
 from aura.data.collate import collate
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
 from aura.evaluation import evaluate as evaluation
 from aura.evaluation.evaluate import answer_starts, evaluate, evaluate_all
+from aura.machine import ranks
 from aura.masks import encode_rle
 from aura.model import Generation
 from aura.types import AmodalObject, Conversation, Sample, Turn

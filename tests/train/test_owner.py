@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from aura import ranks
+from aura.machine import ranks
 from aura.train import owner
 from aura.train.owner import OWNER, owned
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from aura import ranks
+from aura.machine import ranks
 from aura.train import peers
 from aura.train.engine import Process
 from aura.train.peers import watched

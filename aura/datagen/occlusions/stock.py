@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from aura.datagen.occlusions.compose import Cutout
 from aura.formats.instances import Instance, InstanceFile, InstanceImage
+from aura.formats.pictures import find_picture
 from aura.masks import decode_rle, rle_bbox
-from aura.pictures import find_picture
 
 MIN_CUTOUT = 0.008
 """Least area of an object that is cut out, as a fraction of its photograph."""

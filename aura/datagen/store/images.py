@@ -13,8 +13,8 @@ from sqlite3 import Row
 from typing import Any
 
 from aura.datagen.store.database import Database
+from aura.formats.pictures import find_picture
 from aura.formats.sources import AnnotatedImage
-from aura.pictures import find_picture
 from aura.types import AmodalObject
 
 CHUNK = 200

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from aura.chunks import in_chunks
 from aura.config import LossSettings
 from aura.losses import PIXELS_AT_ONCE, AuraCriterion
+from aura.machine.chunks import in_chunks
 from aura.model import AuraModel
 from aura.types import AuraOutput, Batch, ImageGeometry, MaskOutput
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from aura import ranks
+from aura.machine import ranks
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aura.pictures import Picture, examine, find_picture, orientation_note, picture_flaw
+from aura.formats.pictures import Picture, examine, find_picture, orientation_note, picture_flaw
 
 
 def photo(path: Path, height: int = 24, width: int = 32, orientation: int | None = None) -> Path:

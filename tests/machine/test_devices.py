@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aura.devices import check_bf16, check_build, has_bf16, inference_dtype
+from aura.machine.devices import check_bf16, check_build, has_bf16, inference_dtype
 
 CUDA = torch.device("cuda", 0)
 CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
