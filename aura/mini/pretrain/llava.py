@@ -1,11 +1,15 @@
 """Pretraining of the LLaVA-like model: projector and language model on captions and questions, on the trained tower.
 
-All conversations about an image are packed behind one shared prefix, exactly as AURA trains later. Three more losses
-make up for the few images. The state of every image token must say the word for what is there, as it enters the
-language model and as it leaves it, so that answers only need to look at the right place; as it enters it must also
-tell its row and column. The state just before an object's name must tell where the object lies that is about to be
-named, and that at the last word of its name its category, place, occlusion rate, and what hides it or is hidden by it
-as well (grounding, as the region tasks of large models teach it). No ``[SEG]`` and no mask is learned here.
+All conversations about an image are packed behind one shared prefix, exactly as AURA trains later. Three losses beside
+that of the text make up for the few images:
+
+- Image tokens: as it enters the language model and as it leaves it, the state of a token says the word for what is
+  there. As it enters it also tells its row and column.
+- The state before an object's name tells where that object lies.
+- The state at the last word of the name tells the object's category, place and occlusion rate, what hides it, and what
+  it hides. Region tasks teach large models the same.
+
+No ``[SEG]`` and no mask is learned here.
 """
 
 from __future__ import annotations

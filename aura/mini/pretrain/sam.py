@@ -1,9 +1,9 @@
 """Pretraining of the SAM-like backbone: promptable segmentation, and what SAM gets from eleven million images.
 
-SAM's features serve AURA because they were learned on vast data; on a few thousand scenes the same must be asked for
-directly. First the image encoder alone learns what is where (:mod:`aura.mini.pretrain.cells`). Then, besides point and
-box prompts (visible masks), SAM learns to find a category by a learned "name" prompt, and goes on with the first task.
-The name table and the head are thrown away afterwards.
+SAM's features serve AURA because they were learned on vast data. On a few thousand scenes the same is asked for
+directly, in two stages. The image encoder alone learns what is where (:mod:`aura.mini.pretrain.cells`). Then all of SAM
+learns visible masks from point and box prompts and from a learned "name" prompt for a category; the first task goes on
+beside them. The name table and the head are thrown away afterwards.
 
 Legend of shapes: B images, P prompts of an image, T tokens of a prompt, C channels, Y categories, G mask grid (64),
 h w feature grid (16).

@@ -1,9 +1,9 @@
 """Pretraining of the CLIP-like tower: it starts from SAM's image encoder and learns on, with a class token.
 
 Real CLIP and SAM were trained apart. Here one training of the image transformer serves both: the tower has the same
-blocks, takes over their weights, and goes its own way from there. Its task is that of :mod:`aura.mini.pretrain.cells`,
-and to say where each patch lies: what is needed to name a patch is not needed to place it, and without a loss for it
-the place is gone after a few layers. A language model can then tell what is there, but not what stands left of what.
+blocks, takes over their weights, and goes its own way from there. It has two tasks: that of
+:mod:`aura.mini.pretrain.cells`, and to say where each patch lies. Naming a patch does not need its place, so without
+the second task the place is gone after a few layers, and a language model could not tell what stands left of what.
 """
 
 from __future__ import annotations
