@@ -19,6 +19,7 @@ from aura.model.quantize import check_quantization
 from aura.plan import make_plan
 from aura.plan.meter import GIB, peak_bytes, reset_peak, synchronize
 from aura.train import engine as ds
+from aura.train.randomness import rng_state, set_rng_state
 
 
 def fp16_run(lab: Lab, found: Findings) -> None:
@@ -56,13 +57,13 @@ def fp16_run(lab: Lab, found: Findings) -> None:
     first = steps()
     began = time.perf_counter()
     engine.save(lab.folder / "checkpoints", "middle")
-    saved, state = time.perf_counter() - began, ds.rng_state()
+    saved, state = time.perf_counter() - began, rng_state()
     expected = steps()
     size = sum(file.stat().st_size for file in (lab.folder / "checkpoints").rglob("*") if file.is_file())
     began = time.perf_counter()
     engine.load(lab.folder / "checkpoints", "middle")
     loaded = time.perf_counter() - began
-    ds.set_rng_state(state)
+    set_rng_state(state)
     again = steps()
     apart = max(abs(a - b) / abs(b) for a, b in zip(again, expected, strict=True))
     found.at_most("resumed steps repeat the uninterrupted ones", apart, 5e-3)

@@ -232,8 +232,9 @@ def identity(
 ) -> dict[str, int | float | str | bool | list[Any] | None]:
     """What must be equal for a continued run to equal the uninterrupted one.
 
-    The number of processes, digests of the training records and of the frozen weights (which are not in a checkpoint),
-    and every setting but :data:`MAY_CHANGE`, by dotted key. Call it before DeepSpeed takes the model.
+    The number of processes (it may change with the accumulation, see :data:`PROCESSES`), digests of the training
+    records and of the frozen weights (which are not in a checkpoint), and every setting but :data:`MAY_CHANGE`, by
+    dotted key. Call it before DeepSpeed takes the model.
     """
     sections = dataclasses.asdict(config)
     chosen = {
@@ -241,12 +242,15 @@ def identity(
         for name, free in MAY_CHANGE.items()
     }
     return {
-        "number of processes": process.world_size,
+        PROCESSES: process.world_size,
         "training records": f"{len(samples)} images, digest {records_digest(samples)[:12]}",
         FROZEN: frozen_digest(model),
         **_flatten(json.loads(json.dumps(chosen))),  # as JSON gives them back, so that they can be compared
     }
 
+
+PROCESSES, ACCUMULATION = "number of processes", "train.accumulation"
+"""Keys of :func:`identity` that may change together: an optimizer step must see the same images."""
 
 FROZEN = "frozen weights"
 """Key of the frozen weights' digest in :func:`identity`."""
@@ -282,7 +286,11 @@ def read_continuable(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, Any]
     """
     state = read_state(checkpoint)
     then = state["identity"]
-    changed = [f"{key}: {then.get(key)} -> {now.get(key)}" for key in {**then, **now} if now.get(key) != then.get(key)]
+    before, after = (facts[PROCESSES] * facts[ACCUMULATION] for facts in (then, now))
+    keys = [key for key in {**then, **now} if before != after or key not in (PROCESSES, ACCUMULATION)]
+    changed = [f"{key}: {then.get(key)} -> {now.get(key)}" for key in keys if now.get(key) != then.get(key)]
+    if before != after and before % now[PROCESSES] == 0:
+        changed.append(f"a step sees as many images as before with --train.accumulation {before // now[PROCESSES]}")
     if changed:
         raise ValueError(
             f"{checkpoint} is of another run than this one ({'; '.join(changed)}); go back to what it had, or start a "

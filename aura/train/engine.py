@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
+import contextlib
+import io
 import logging
 import math
 import os
-import random
+import shutil
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -277,14 +279,24 @@ class Engine:
         )
         wait_for_all(self.process)
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Read what :meth:`save` wrote; same number of processes, same ZeRO stage.
+    def load(self, folder: Path, tag: str, *, resharded: bool = False) -> None:
+        """Read what :meth:`save` wrote, under the same ZeRO stage. All processes call it together.
+
+        Args:
+            folder: As it was saved.
+            tag: Likewise.
+            resharded: Another number of processes wrote it. Under ZeRO each holds a part; the parts are put together
+                first, in a hidden folder beside it that goes again.
 
         Raises:
             ValueError: The files are damaged or do not fit this model.
         """
         where = Path(folder) / tag
+        together = resharded and self.zero_stage > 0
         try:
+            if together:
+                tag = self._put_together(where)
+            self._engine._config.load_universal_checkpoint = together
             path, own = self._engine.load_checkpoint(str(folder), tag=tag, custom_load_fn=self._load_weights)
         except Exception as error:
             raise ValueError(
@@ -295,6 +307,27 @@ class Engine:
             raise ValueError(f"{where} holds no checkpoint; choose another with --train.resume PATH")
         if self.scaler is not None and "loss_scale" in own:
             self.scaler.load(own["loss_scale"])
+        if together:
+            wait_for_all(self.process)
+            if self.process.is_main:
+                shutil.rmtree(folder / tag)
+                (folder / "latest_universal").unlink(missing_ok=True)
+
+    def _put_together(self, checkpoint: Path) -> str:
+        """The tag of a checkpoint of the same weights that any number of processes can read (DeepSpeed's universal)."""
+        whole = checkpoint.with_name(f".{checkpoint.name}.whole.unfinished")  # a leftover goes with those of saving
+        if self.process.is_main:
+            from deepspeed.checkpoint import ds_to_universal
+
+            shutil.rmtree(whole, ignore_errors=True)
+            settings = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+            asked = argparse.Namespace(
+                input_folder=str(checkpoint), output_folder=str(whole), inject_missing_state=True, **settings
+            )
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                ds_to_universal.main(asked)
+        wait_for_all(self.process)
+        return whole.name
 
     def _load_weights(self, src: dict[str, Tensor], dst: nn.Module) -> None:
         """Frozen weights are not in a checkpoint, so loading is not strict; but every trainable one must be there."""
@@ -361,37 +394,6 @@ def wait_for_all(process: Process) -> None:
 def stop_process() -> None:
     """Leave the run's process group."""
     ranks.stop()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """The random state of this process: Python, NumPy, torch and, if there is one, its GPU. Plain types and tensors."""
-    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
-    state = {
-        "python": random.getstate(),
-        "numpy": [name, [int(key) for key in keys], *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Go back to what :func:`rng_state` returned."""
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def _first_line(error: Exception) -> str:

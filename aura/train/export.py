@@ -30,7 +30,8 @@ from aura.model import AuraModel
 from aura.model.configuration import DTYPES
 from aura.model.precision import describe_export, export_dtype
 from aura.train.checkpoint import FROZEN, STATE, frozen_digest, newest, read_state, replaced_folder
-from aura.train.engine import seed_everything, trained_weights
+from aura.train.engine import trained_weights
+from aura.train.randomness import seed_everything
 from aura.weights.build import build_model
 
 ADAPTER = "adapter"

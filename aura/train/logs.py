@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,16 @@ class Window:
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self.sums: dict[str, float] = dict(state["sums"]) if state else {}
-        self.count: int = state["count"] if state else 0
+        self.count: float = state["count"] if state else 0
+
+    @classmethod
+    def shared(cls, states: Sequence[Mapping[str, Any]], processes: int) -> Window:
+        """What several processes had summed up, in equal shares for another number of them: the mean stays."""
+        sums: dict[str, float] = {}
+        for state in states:
+            for name, value in state["sums"].items():
+                sums[name] = sums.get(name, 0.0) + value / processes
+        return cls({"sums": sums, "count": sum(state["count"] for state in states) / processes})
 
     def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -11,6 +11,7 @@ from aura.train import engine
 from aura.train.checkpoint import Checkpoints
 from aura.train.owner import owned
 from aura.train.peers import watched
+from aura.train.randomness import seed_everything
 from aura.train.splits import open_splits
 from aura.train.trainer import Trainer
 from aura.train.validation import check_metric
@@ -42,7 +43,7 @@ def _train(config: Config, process: engine.Process) -> int:
     check_metric(config.train.best_metric)
     checkpoints = Checkpoints(config.train.output_dir, config.train.keep_last, process)
     ranks.from_first(lambda: checkpoints.find(config.train.resume))
-    engine.seed_everything(config.train.seed)
+    seed_everything(config.train.seed)
     splits = open_splits(config, load_text_side(config.model, config.data), process)
     model, processor, report = build_model(config.model, config.data, dtype=DTYPES[config.train.precision])
     if process.is_main:

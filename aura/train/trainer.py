@@ -31,6 +31,7 @@ from aura.train.align import align_projector, rescale_states
 from aura.train.feed import batches
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
+from aura.train.randomness import rng_state, seed_everything, set_rng_state
 from aura.train.summary import opening, write_run_report
 from aura.train.validation import look_up, validate, validation_samples
 from aura.types import Batch, Losses, Sample
@@ -92,7 +93,7 @@ class Trainer:
             write_text(self.folder / "config.yaml", to_yaml(self.config))
         self._prepare_model(new=found is None)
         self.engine = ds.Engine(self.model, self.settings, self.process)
-        ds.seed_everything(self.settings.seed + 1 + self.process.rank)
+        seed_everything(self.settings.seed + 1 + self.process.rank)
         self.window = Window()
         if found is not None:
             self._restore(found, state)
@@ -150,11 +151,20 @@ class Trainer:
         self._say(f"{right:.0%} of the image tokens that show an object are nearest to its word")
 
     def _restore(self, found: Path, state: dict[str, Any]) -> None:
-        self.engine.load(found.parent, found.name)
-        own = ckpt.read_own_state(found, self.process)
-        ds.set_rng_state(own["rng"])
-        self.window = Window(own["window"])
-        self._say(f"continuing {found} in {self.folder}")
+        processes = state["identity"][ckpt.PROCESSES]
+        resharded = processes != self.process.world_size
+        self.engine.load(found.parent, found.name, resharded=resharded)
+        if resharded:  # random states belong to processes; the draws to come are new ones, the same at each try
+            seed_everything(self.settings.seed + 1 + self.process.rank + 1_000_003 * self.engine.attempts)
+            writers = [dataclasses.replace(self.process, rank=rank) for rank in range(processes)]
+            windows = [ckpt.read_own_state(found, writer)["window"] for writer in writers]
+            self.window = Window.shared(windows, self.process.world_size)
+        else:
+            own = ckpt.read_own_state(found, self.process)
+            set_rng_state(own["rng"])
+            self.window = Window(own["window"])
+        of = f" (processes: {processes}, now {self.process.world_size})" if resharded else ""
+        self._say(f"continuing {found}{of} in {self.folder}")
         # Elsewhere the best checkpoint would stay behind, and could not be exported at the end.
         if found.resolve().parent == self.checkpoints.folder.resolve():
             self.best = state["best"]
@@ -268,7 +278,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {"identity": self.identity, "best": self.best, "seconds": self.log.seconds}
-        self.checkpoints.save(self.engine, state, {"rng": ds.rng_state(), "window": self.window.state()})
+        self.checkpoints.save(self.engine, state, {"rng": rng_state(), "window": self.window.state()})
 
     def _finish(self) -> None:
         """Export the best checkpoint (the last one without validation) and write the report."""

@@ -12,7 +12,8 @@ from aura.data.processor import Processor
 from aura.evaluation.evaluate import evaluate
 from aura.evaluation.metrics import summarise
 from aura.model import AuraModel
-from aura.train.engine import Process, rng_state, set_rng_state
+from aura.train.engine import Process
+from aura.train.randomness import rng_state, set_rng_state
 from aura.types import Sample
 
 

@@ -204,6 +204,16 @@ def test_where_things_lie_may_change(checkpoints, engine):
     assert read_continuable(saved, identity(moved, checkpoints.process, [], engine.module))["step"] == 1
 
 
+def test_the_number_of_processes_may_change_if_a_step_sees_as_many_images(checkpoints, engine):
+    step(engine)
+    state = {"identity": identity(changed(accumulation=4), checkpoints.process, [], engine.module), "best": None}
+    saved = checkpoints.save(engine, state, {})
+    two = dataclasses.replace(checkpoints.process, world_size=2)
+    assert read_continuable(saved, identity(changed(accumulation=2), two, [], engine.module))["step"] == 1
+    with pytest.raises(ValueError, match=r"number of processes: 1 -> 2; .*--train\.accumulation 2\b"):
+        read_continuable(saved, identity(changed(accumulation=4), two, [], engine.module))
+
+
 @pytest.mark.parametrize(
     ("difference", "message"),
     [

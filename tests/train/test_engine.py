@@ -12,12 +12,11 @@ from aura.train import engine as engine_module
 from aura.train.engine import (
     Engine,
     deepspeed_config,
-    rng_state,
-    set_rng_state,
     start_process,
     trained_weights,
     uses_autocast,
 )
+from aura.train.randomness import rng_state, set_rng_state
 
 
 def settings(**changes):

@@ -62,6 +62,13 @@ def test_window_continues_from_its_state():
     assert continued.means() == {"total": 2.5}
 
 
+def test_a_window_is_shared_by_other_processes():
+    states = [{"sums": {"total": 6.0}, "count": 3}, {"sums": {"total": 3.0}, "count": 3}]
+    for processes in (1, 4):
+        shared = Window.shared(states, processes)
+        assert shared.means() == {"total": 1.5} and shared.count == 6 / processes
+
+
 def test_a_loss_that_does_not_move_is_told():
     assert "does not move" in (stuck_warning([10.0, 10.2, 9.9, 10.0]) or "")
     assert stuck_warning([10.0, 9.0, 7.0, 5.0]) is None
