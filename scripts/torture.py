@@ -32,11 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from aura import environment
 from aura.files import write_json
+from aura.train.logs import read_log
 
 VICTIMS = ("one rank", "all ranks and the launcher", "the launcher", "all ranks, by SIGTERM")
 MOMENTS = ("loading", "step", "checkpoint", "validation", "export")
@@ -159,15 +161,17 @@ def is_moment(moment: str, run: Path, begun: float) -> bool:
         return written and log.stat().st_size > 0
     if moment == "checkpoint":
         return any((run / "checkpoints").glob(".step_*.unfinished"))
-    if moment == "validation":
-        return any('"kind": "val"' in line for line in log.read_text().splitlines()[-1:]) if written else False
+    if moment == "validation":  # its step's losses are logged, its figures are not
+        last = (read_log(log) or [{"kind": ""}])[-1] if written else {"kind": ""}
+        if last["kind"] != "train":
+            return False
+        every = yaml.safe_load((run / "config.yaml").read_text())["train"]["validate_every"]
+        return every > 0 and last["step"] % every == 0
     return (run / ".export.unfinished").exists()
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
     """What must be equal: every record of the log but its times, and the exported weights."""
-    from aura.train.logs import read_log
-
     times = ("seconds", "samples_per_second")
     records = [{k: v for k, v in record.items() if k not in times} for record in read_log(run / "log.jsonl")]
     weights = hashlib.sha256()
