@@ -15,6 +15,7 @@ from aura.masks import encode_rle
 from aura.model import AuraModel
 from aura.train import trainer as trainer_module
 from aura.train.engine import start_process
+from aura.train.feed import batches
 from aura.train.logs import read_log
 from aura.train.trainer import Trainer
 from aura.types import AmodalObject, Conversation, Sample, Turn
@@ -206,6 +207,30 @@ def test_auto_recomputes_where_memory_is_short_and_trains_the_same(config, sampl
         assert all(layer.gradient_checkpointing is (memory == 2**20) for layer in layers)
         losses[memory] = losses_of(run)
     assert losses[2**20] == losses[2**40]
+
+
+def test_an_overflow_in_fp16_is_tried_again_with_other_images(config, samples, monkeypatch):
+    config = changed(config, precision="fp16", zero_stage=2, log_every=1, validate_every=0)
+    process = start_process(changed(config, precision="fp32").train)  # a CPU is refused fp16, for its slowness
+    torch.manual_seed(0)
+    model, processor, _ = build_model(config.model, config.data, dtype=torch.float16)
+    trainer = Trainer(config, model, processor, samples, None, process)
+    criterion, seen = trainer.criterion, []
+
+    def third_is_infinite(output, batch):
+        losses = criterion(output, batch)
+        seen.append(batch.image_ids)
+        return dataclasses.replace(losses, total=losses.total * (float("inf") if len(seen) == 3 else 1.0))
+
+    trainer.criterion = third_is_infinite
+    assert trainer.run() == 0
+    log = read_log(Path(config.train.output_dir) / "log.jsonl")
+    assert [r["step"] for r in log if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    skips = [r for r in log if r["kind"] == "skip"]  # the infinite loss, and what the first scale is too high for
+    assert skips and all(r["loss_scale"] == 2.0 ** (16 - r["skipped_steps"]) for r in skips)
+    assert (log[-1]["loss_scale"], log[-1]["skipped_steps"]) == (skips[-1]["loss_scale"], len(skips))
+    stream = batches(samples, processor, config, process, None)
+    assert seen == [next(stream).image_ids for _ in range(2 * (6 + len(skips)))]
 
 
 def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, capsys):
