@@ -45,7 +45,8 @@ def _train(config: Config, process: engine.Process) -> int:
     ranks.from_first(lambda: checkpoints.find(config.train.resume))
     seed_everything(config.train.seed)
     splits = open_splits(config, load_text_side(config.model, config.data), process)
-    model, processor, report = build_model(config.model, config.data, dtype=DTYPES[config.train.precision])
+    dtype = DTYPES[config.train.precision]
+    model, processor, report = build_model(config.model, config.data, process.device, dtype)
     if process.is_main:
         for line in splits.told:
             print(line, flush=True)

@@ -75,7 +75,7 @@ def build_model(
     Args:
         settings: From ``mllm`` and ``sam``, or from an AURA export or a LISA checkpoint (``init_from``).
         data: ``max_length`` goes into the processor.
-        device: Where to put the model; left on the CPU without.
+        device: Where to put the model, each backbone as soon as it is read; left on the CPU without.
         dtype: Of the frozen backbones; what is trained is in fp32 (see :mod:`aura.model.precision`).
 
     Raises:
@@ -88,7 +88,9 @@ def build_model(
     elif settings.init_from is not None:
         model, processor, report = _from_export(settings, data, dtype)
     else:
-        model, processor, report = _from_backbones(settings, data, dtype)
+        # What is to be quantised is packed first and moved then.
+        place = torch.device(device) if device is not None and settings.quantize == "none" else None
+        model, processor, report = _from_backbones(settings, data, dtype, place)
     report.check(settings.allow_random)
     if settings.quantize != "none":
         model.mllm.quantize(settings.quantize, model.config.lora, dtype=dtype, device=quantize_on)
@@ -121,7 +123,7 @@ def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) ->
 
 
 def _from_backbones(
-    settings: ModelSettings, data: DataSettings, dtype: torch.dtype
+    settings: ModelSettings, data: DataSettings, dtype: torch.dtype, device: torch.device | None
 ) -> tuple[AuraModel, Processor, LoadReport]:
     mllm_folder = _given(settings.mllm, "model.mllm")
     sam_folder = _given(settings.sam, "model.sam")
@@ -131,7 +133,9 @@ def _from_backbones(
         dtype=dtype,
         allow_random=settings.allow_random,
         image_token_merge=settings.image_token_merge,
+        device=device,
     )
+    _move(mllm.llava, device)
     new_projector = any(part.part == "projector" for part in mllm.parts)
     if settings.image_token_merge > 1 and not new_projector:
         raise ValueError(
@@ -144,10 +148,17 @@ def _from_backbones(
             "has to learn: set model.train_projector to true"
         )
     sam, sam_report = load_sam(sam_folder, dtype=torch.float32, allow_random=settings.allow_random)
+    _move(sam, device)
     model, processor, rows = _assemble(settings, data, mllm.llava, sam, mllm.tokenizer, mllm.clip_folder)
     language_model, *rest = mllm.parts
     parts = [dataclasses.replace(language_model, new=rows), *rest, *_sam_parts(sam, sam_report), *_new_parts(model)]
     return model, processor, LoadReport(tuple(parts))
+
+
+def _move(backbone: Any, device: torch.device | None) -> None:
+    """So the host holds one backbone at a time, and of an original LLaVA one tensor."""
+    if device is not None:
+        backbone.to(device)
 
 
 def _assemble(

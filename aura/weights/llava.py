@@ -83,6 +83,7 @@ def load_llava(
     dtype: torch.dtype,
     allow_random: bool = False,
     image_token_merge: int = 1,
+    device: torch.device | None = None,
 ) -> LoadedLlava:
     """The multimodal language model that ``source`` is, told by its ``config.json``.
 
@@ -94,6 +95,7 @@ def load_llava(
         dtype: Of all weights.
         allow_random: A folder may lack weights; the report names them.
         image_token_merge: For a new pair, see :func:`.pair.new_llava`; others have their projector.
+        device: Where to put an original LLaVA, tensor by tensor; the others come on the CPU.
 
     Raises:
         ValueError: Another kind of model, a delta, a damaged file, or no ``vision_tower`` where one is needed.
@@ -116,7 +118,7 @@ def load_llava(
         llava, report = load_pretrained(LlavaForConditionalGeneration, "mllm", source, _SETTING, dtype, allow_random)
         return LoadedLlava(llava, load_tokenizer(source), source, (report,))
     if config.get("model_type") == "llava" or "LlavaLlamaForCausalLM" in kinds:
-        return load_original(source, vision_tower=vision_tower, dtype=dtype, allow_random=allow_random)
+        return load_original(source, vision_tower=vision_tower, dtype=dtype, allow_random=allow_random, device=device)
     if config.get("model_type") == "llama":
         return _new_pair(source, vision_tower, dtype, allow_random, image_token_merge)
     raise ValueError(
@@ -132,6 +134,7 @@ def load_original(
     dtype: torch.dtype,
     allow_random: bool = False,
     state: Mapping[str, Tensor] | None = None,
+    device: torch.device | None = None,
 ) -> LoadedLlava:
     """An original LLaVA v1 folder (``docs/formats.md``, "LLaVA v1").
 
@@ -141,6 +144,7 @@ def load_original(
         dtype: Of all weights.
         allow_random: The folder may lack weights.
         state: Weights to take in place of the folder's, as those of a delta and its base.
+        device: Where to put each tensor as it is read; the CPU without.
 
     Raises:
         ValueError: As :func:`load_llava`.
@@ -165,7 +169,7 @@ def load_original(
             f"trained with {stated} of {size} px"
         )
     try:
-        llava, missing, unexpected = llava_from_v1_state(config, state, tower, dtype)
+        llava, missing, unexpected = llava_from_v1_state(config, state, tower, dtype, device)
     except ValueError as error:
         raise ValueError(f"{_SETTING}: {folder}: {error}") from error
     tokenizer = load_tokenizer(folder, original=True)
@@ -225,6 +229,7 @@ def llava_from_v1_state(
     state: Mapping[str, Tensor],
     vision_tower: CLIPVisionModel,
     dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> tuple[LlavaForConditionalGeneration, tuple[str, ...], tuple[str, ...]]:
     """A LLaVA from an original checkpoint's tensors, never held twice.
 
@@ -238,6 +243,7 @@ def llava_from_v1_state(
             :class:`~aura.weights.files.StateFiles`. ``inv_freq`` buffers and ``vision_tower`` are passed over.
         vision_tower: The CLIP tower, which such checkpoints lack; moved to ``dtype`` and used, not copied.
         dtype: Of all weights.
+        device: Where to put each tensor as it is read; the CPU without.
 
     Returns:
         The model, and under their original names the tensors that ``state`` lacks (random in the model) and those it
@@ -248,11 +254,11 @@ def llava_from_v1_state(
     """
     two_layers = "model.mm_projector.0.weight" in state
     llava: Any = _empty_llava(v1_config(config, state, vision_tower, two_layers=two_layers))
-    llava.model.vision_tower = cast_parameters(vision_tower, dtype)
+    llava.model.vision_tower = cast_parameters(vision_tower, dtype).to(device)
     if not two_layers:
         rows = llava.config.text_config.hidden_size
-        _assign(llava, "model.multi_modal_projector.linear_2.weight", torch.eye(rows, dtype=dtype))
-        _assign(llava, "model.multi_modal_projector.linear_2.bias", torch.zeros(rows, dtype=dtype))
+        _assign(llava, "model.multi_modal_projector.linear_2.weight", torch.eye(rows, dtype=dtype, device=device))
+        _assign(llava, "model.multi_modal_projector.linear_2.bias", torch.zeros(rows, dtype=dtype, device=device))
     names = _NAMES_V15 if two_layers else _NAMES_V1
     wanted = {original_name(name, names): name for name, tensor in llava.named_parameters() if tensor.is_meta}
     unexpected = []
@@ -269,9 +275,9 @@ def llava_from_v1_state(
                 f"{key} is {list(tensor.shape)}, but the model that config.json and the vision tower describe has "
                 f"{list(shape)} there; these files do not belong together"
             )
-        _assign(llava, name, tensor.to(dtype, copy=True))
+        _assign(llava, name, tensor.to(device=device, dtype=dtype, copy=True))
     for name in wanted.values():
-        _assign(llava, name, _random(llava, name).to(dtype))
+        _assign(llava, name, _random(llava, name).to(device=device, dtype=dtype))
     llava.tie_weights()
     return llava, tuple(wanted), tuple(unexpected)
 

@@ -162,3 +162,12 @@ def test_a_padded_vocabulary_is_kept(tiny_llava_config):
     rest = torch.cat([old[:309], old[310:]])
     assert torch.allclose(llava.lm_head.weight[309], rest.mean(0), atol=1e-6)
     assert torch.equal(llava.lm_head.weight[310:], old[310:])
+
+
+def test_a_device_changes_where_weights_lie_and_nothing_else(settings):
+    torch.manual_seed(0)
+    plain, _, _ = build_model(settings, DATA)
+    torch.manual_seed(0)
+    placed, _, _ = build_model(settings, DATA, "cpu")
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, placed.state_dict()[name]), name

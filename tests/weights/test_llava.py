@@ -228,3 +228,25 @@ def test_a_llava_hf_1_5_folder(tiny_tokenizer, tiny_sam_dir, tmp_path, prefixes)
         theirs = (states @ llava.lm_head.weight.T)[0]
     kept = [i for i in range(384) if i != size]
     assert (ours - theirs)[:, kept].abs().max() < 1e-4
+
+
+def test_weights_are_put_on_the_device_as_they_are_read(v1):
+    device, seen = torch.device("cpu"), []
+
+    class Mapped:
+        """A tensor in a mapped file, of which the model may only take a copy on its own device."""
+
+        def __init__(self, tensor):
+            self.tensor, self.shape = tensor, tensor.shape
+
+        def __len__(self):
+            return len(self.tensor)
+
+        def to(self, **place):
+            seen.append(place)
+            return self.tensor.to(**place)
+
+    state = {name: Mapped(tensor) for name, tensor in v1.state.items()}
+    llava, missing, _ = llava_from_v1_state(v1.config(), state, v1.tower, torch.float16, device)
+    assert not missing and len(seen) >= len(list(llava.model.language_model.parameters()))
+    assert all(place == {"device": device, "dtype": torch.float16, "copy": True} for place in seen)
