@@ -26,15 +26,13 @@ from aura.data.feature_cache import FeatureCache
 from aura.data.images import sam_geometry
 from aura.data.processor import Processor
 from aura.evaluation.report import Report
-from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, TurnKey, load_predictions, score
+from aura.evaluation.scoring import PredictedAnswer, Scorer, TurnKey
 from aura.evaluation.unfinished import Answers, Unfinished, weights_digest
 from aura.features import encode
 from aura.machine.ranks import from_first, gather, rank_and_world, wait
 from aura.model import AuraModel
 from aura.model.readout import decode_answers, read_masks
 from aura.types import ImageFeatures, MaskPair, Sample
-
-__all__ = ["Prediction", "Report", "evaluate", "evaluate_all", "load_predictions", "predict", "score"]
 
 Observer = Callable[[Sample, Mapping[TurnKey, PredictedAnswer]], None]
 
