@@ -335,11 +335,9 @@ class Engine:
         if self.zero_stage == 3:  # the weights come from the ZeRO shards, whose count DeepSpeed checks
             return
         trainable = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
-        missing = sorted(trainable & set(result.missing_keys))
-        if missing or result.unexpected_keys:
-            raise ValueError(
-                f"it is of another model: it lacks {missing[:3]} and has {result.unexpected_keys[:3]} besides"
-            )
+        missing, extra = sorted(trainable & set(result.missing_keys)), result.unexpected_keys
+        if missing or extra:
+            raise ValueError(f"it is of another model: it lacks {missing[:3]} and has {extra[:3]} besides")
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """Every weight and buffer, on the main process only (others get ``None``). All processes call it together.
@@ -392,7 +390,9 @@ def wait_for_all(process: Process) -> None:
 
 
 def stop_process() -> None:
-    """Leave the run's process group."""
+    """Leave the run's process group, and have DeepSpeed let go of it: another run in this process makes its own."""
+    if (comm := _import_deepspeed().comm).is_initialized():
+        comm.destroy_process_group()
     ranks.stop()
 
 

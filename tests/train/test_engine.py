@@ -177,3 +177,12 @@ def test_random_state_goes_back():
     drawn = (random.random(), np.random.rand(), torch.rand(()))
     set_rng_state(state)
     assert (random.random(), np.random.rand(), torch.rand(())) == drawn
+
+
+def test_a_process_may_train_twice(process):
+    """DeepSpeed keeps groups of its own, which end with those of the run that made them."""
+    for _ in range(2):
+        again = start_process(settings())
+        assert len(train_steps(Engine(network(), settings(zero_stage=2), again), 1)) == 1
+        engine_module.stop_process()
+    start_process(settings())
