@@ -156,6 +156,23 @@ def _from_workers(
             yield made
 
 
+class _Ending:
+    """torch's event that tells workers to end, without its lock: one killed while it held that would stop the run."""
+
+    def __init__(self, event: Any) -> None:
+        self._flag = event._flag  # a semaphore: 1 once it is set
+
+    def is_set(self) -> bool:
+        if not self._flag.acquire(False):
+            return False
+        self._flag.release()
+        return True
+
+    def set(self) -> None:
+        self._flag.acquire(False)
+        self._flag.release()
+
+
 @contextlib.contextmanager
 def _workers_of(loader: DataLoader[Any]) -> Iterator[tuple[Iterator[Any], list[BaseProcess]]]:
     """A started loader and its processes, which are gone afterwards."""
@@ -171,6 +188,8 @@ def _workers_of(loader: DataLoader[Any]) -> Iterator[tuple[Iterator[Any], list[B
     if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:
         signal.signal(signal.SIGCHLD, handler)
     workers: list[BaseProcess] = [child for child in multiprocessing.active_children() if child not in before]
+    torch_stream: Any = stream
+    torch_stream._workers_done_event = _Ending(torch_stream._workers_done_event)
 
     def end() -> None:
         for worker in workers:

@@ -121,13 +121,30 @@ def test_want_of_shared_memory_ends_the_wait(samples, processor, monkeypatch):
         take(1, samples, processor, 1)
 
 
+def newest_child():
+    """The loader's process; earlier tests may have left others."""
+    return max(multiprocessing.active_children(), key=lambda child: child.pid)
+
+
+def test_a_worker_killed_with_the_lock_of_the_end_does_not_stop_the_run():
+    event = multiprocessing.get_context("fork").Event()
+    event._cond.acquire()  # as a worker does each time it looks whether it should end
+    ending = feed._Ending(event)
+    assert not ending.is_set()
+    ending.set()
+    ending.set()
+    assert ending.is_set()
+    event._cond.release()
+    assert event.is_set()
+
+
 @pytest.mark.parametrize(
     ("number", "told"), [(signal.SIGKILL, "want of memory"), (signal.SIGBUS, "shared memory"), (signal.SIGUSR1, "-10")]
 )
 def test_a_killed_loader_process_ends_the_wait(samples, processor, number, told):
     with closing(batches(samples, processor, config(1), ALONE, None)) as stream:
         next(stream)
-        (worker,) = multiprocessing.active_children()
+        worker = newest_child()
         os.kill(worker.pid, number)
         with pytest.raises(ValueError, match=told):
             list(islice(stream, 9))
@@ -136,7 +153,7 @@ def test_a_killed_loader_process_ends_the_wait(samples, processor, number, told)
 def test_loader_processes_ignore_what_is_for_the_run(samples, processor):
     with closing(batches(samples, processor, config(1), ALONE, None)) as stream:
         next(stream)
-        (worker,) = multiprocessing.active_children()
+        worker = newest_child()
         for number in feed.SIGNALS:
             os.kill(worker.pid, number)
         list(islice(stream, 9))
