@@ -8,12 +8,16 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 ORIENTATION = 0x0112
 """The EXIF tag."""
 UPRIGHT, LYING = 1, range(5, 9)
 """Values of the tag: as stored; those that swap height and width."""
+
+
+JPEG_QUALITY = 92
 
 
 class Picture(NamedTuple):
@@ -103,3 +107,13 @@ def orientation_note(picture: Picture, facts: PictureFacts) -> str | None:
         f"{picture.path} has the EXIF orientation {facts.orientation}, which is not applied: its masks must refer to "
         "the stored pixels"
     )
+
+
+def write_jpeg(path: Path, pixels: np.ndarray) -> None:
+    """Write a composed scene, uint8 RGB [H, W, 3]; the file appears whole.
+
+    It is not flushed to disk by itself, unlike those of :mod:`aura.files`: thousands of scenes would take minutes.
+    """
+    partial = path.with_suffix(".jpg.partial")
+    Image.fromarray(pixels).save(partial, "JPEG", quality=JPEG_QUALITY)
+    partial.replace(path)

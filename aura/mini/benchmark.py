@@ -18,15 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from aura.files import write_json
+from aura.formats.pictures import write_jpeg
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.mini.pictures import DEFAULT_ASSETS, split_backgrounds
 from aura.mini.scenes import COMPOSER_VERSION, MIN_FILL, Background, Cutout, Scene, SceneObject, compose_scene
@@ -35,7 +34,6 @@ from aura.targets import rate_from_areas
 SPLITS = ("train", "val", "test", "pretrain")
 WRITTEN_SPLITS = SPLITS[:3]
 
-JPEG_QUALITY = 92
 IMAGES_PER_SPLIT = 1_000_000
 OBJECTS_PER_IMAGE = 10
 
@@ -235,13 +233,7 @@ def _write_scene(recipe: _Recipe, split: str, index: int) -> Records:
         recipe.cutouts, recipe.backgrounds[split], size=recipe.size, rng=scene_rng(recipe.seed, split, index)
     )
     file_name = f"mini_{split}_{index:06d}.jpg"
-    encoded = BytesIO()
-    Image.fromarray(scene.image).save(encoded, "JPEG", quality=JPEG_QUALITY)
-    path = recipe.out / "images" / split / file_name
-    # not flushed to disk one by one, unlike aura.files: thousands of images would take minutes
-    partial = path.with_suffix(".jpg.partial")
-    partial.write_bytes(encoded.getvalue())
-    partial.replace(path)
+    write_jpeg(recipe.out / "images" / split / file_name, scene.image)
     image_id = SPLITS.index(split) * IMAGES_PER_SPLIT + index + 1
     height, width = scene.image.shape[:2]
     image = {

@@ -12,33 +12,30 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from aura.datagen.occlusions.compose import COMPOSER_VERSION, Cutout, Scene, SceneObject, compose, mirrored
 from aura.datagen.occlusions.stock import SPLITS, Stock, fill_stock, shuffled
 from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
-from aura.files import write_json
+from aura.files import write_json, write_parts
 from aura.formats.amodal_reason_seg import FORMAT_VERSION, annotation_record, conversation_record, image_record
 from aura.formats.instances import InstanceFile, InstanceImage
+from aura.formats.pictures import write_jpeg
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import decode_rle, encode_rle
 from aura.targets import occlusion_rate
 from aura.types import AmodalObject
 
-JPEG_QUALITY = 92
 MADE_FROM = "occlusions.json"
 IDS_PER_SPLIT = 10_000_000
 """Image ids of train start at 1, of val at so many, of test at twice as many."""
@@ -163,7 +160,7 @@ def _write_split(
                 on_image()
     if not summary.num_images:
         raise ValueError(f"{recipe.images}: no object of the split {split!r} could be covered; give more photographs")
-    _write_parts(recipe.out / f"{split}.json", _document(recipe, split, file, waiting))
+    write_parts(recipe.out / f"{split}.json", _document(recipe, split, file, waiting))
     return summary
 
 
@@ -190,15 +187,6 @@ def _document(recipe: _Recipe, split: str, file: InstanceFile, waiting: Path) ->
                     following += 1
         yield "]"
     yield "}\n"
-
-
-def _write_parts(path: Path, parts: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _json(value: Any) -> str:
@@ -282,13 +270,7 @@ def _written(
 ) -> Made:
     """Write the picture; the records of the scene."""
     file_name = f"{split}_{index:07d}.jpg"
-    encoded = BytesIO()
-    Image.fromarray(scene.pixels).save(encoded, "JPEG", quality=JPEG_QUALITY)
-    path = recipe.out / "images" / split / file_name
-    # not flushed to disk one by one, unlike aura.files: thousands of images would take minutes
-    partial = path.with_suffix(".jpg.partial")
-    partial.write_bytes(encoded.getvalue())
-    partial.replace(path)
+    write_jpeg(recipe.out / "images" / split / file_name, scene.pixels)
 
     image_id = SPLITS.index(split) * IDS_PER_SPLIT + index + 1
     own: dict[str, Any] = {key: photo.info[key] for key in ("license", "flickr_url", "coco_url") if key in photo.info}

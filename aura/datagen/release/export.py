@@ -29,7 +29,7 @@ from aura.datagen.release.parquet import write_parquet
 from aura.datagen.release.selection import ReleasedImage, Selection
 from aura.datagen.settings import SPLITS, ExportSettings
 from aura.datagen.store.store import Store
-from aura.files import write_json, write_text
+from aura.files import write_json, write_parts, write_text
 from aura.formats.amodal_reason_seg import FORMAT_VERSION, annotation_record, conversation_record, image_record
 from aura.formats.checks import problems
 from aura.formats.reading import read_json_object
@@ -249,14 +249,6 @@ class _Writer:
                 raise ValueError(
                     f"{split}: {len(found)} records break the format's rules, such as {found[0]}; nothing was exported"
                 )
-
-
-def write_parts(path: Path, parts: Iterable[str]) -> None:
-    """Write a text that comes in parts, flushed to disk."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _json(value: Any) -> str:
