@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from aura.config import Config, DataSettings
 from aura.data.collate import collate
@@ -176,7 +177,7 @@ class _Ending:
 @contextlib.contextmanager
 def _workers_of(loader: DataLoader[Any]) -> Iterator[tuple[Iterator[Any], list[BaseProcess]]]:
     """A started loader and its processes, which are gone afterwards."""
-    before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+    before = set(multiprocessing.active_children())
     if loader.multiprocessing_context.get_start_method() == "spawn":
         resource_tracker.ensure_running()  # started on the way, it would unblock the signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: no worker is killed before it ignores them
@@ -184,11 +185,12 @@ def _workers_of(loader: DataLoader[Any]) -> Iterator[tuple[Iterator[Any], list[B
         stream = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    # torch's handler raises from whatever line the run has come to; next() finds a dead worker by itself.
-    if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:
-        signal.signal(signal.SIGCHLD, handler)
     workers: list[BaseProcess] = [child for child in multiprocessing.active_children() if child not in before]
     torch_stream: Any = stream
+    # torch's handler of SIGCHLD would raise from whatever line the run has come to, and from the join below: it shall
+    # not watch these workers. next() finds a dead one by itself.
+    signal_handling._remove_worker_pids(id(stream))
+    torch_stream._worker_pids_set = False
     torch_stream._workers_done_event = _Ending(torch_stream._workers_done_event)
 
     def end() -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import closing
 from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from aura.config import Config, DataSettings, TrainSettings
 from aura.data.processor import Processor
@@ -68,6 +70,19 @@ def test_loader_processes_change_nothing(samples, processor):
     for one, other in zip(alone, others, strict=True):
         assert same(one, other)
     assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
+def test_a_dead_loader_process_interrupts_nothing(samples, processor):
+    """torch's handler of SIGCHLD, which any other loader has set for good, raises wherever the run has come to."""
+    before = set(multiprocessing.active_children())
+    signal_handling._set_SIGCHLD_handler()
+    with closing(batches(samples, processor, config(1), ALONE, None)) as stream:
+        next(stream)
+        (worker,) = set(multiprocessing.active_children()) - before
+        os.kill(worker.pid, signal.SIGKILL)
+        connection.wait([worker.sentinel])
+        time.sleep(0.1)  # the signal comes here, and not when the end of the run asks for it
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_beside_a_gpu_loader_processes_are_started_anew(samples, processor, monkeypatch):
