@@ -62,7 +62,12 @@ class ModelSettings:
 
     Args:
         mllm: Folder of the multimodal language model (LLaVA) with its tokenizer.
-        vision_tower: Folder of CLIP, where the language model's folder does not hold it (original LLaVA v1).
+        vision_tower: Folder of CLIP, where the language model's folder does not hold it (original LLaVA v1); for a bare
+            language model also of DINOv2 or SigLIP.
+        vision_image_size: Side of the tower's input in pixels, where it is not the tower's own; its table of positions
+            is resampled. Only where the projector is new.
+        vision_feature_layer: Which of the tower's hidden states the projector reads: -1 is the last, ``null`` the last
+            but one (LLaVA's). Only where the projector is new.
         sam: SAM weights: a Hugging Face folder, or an official ``.pth`` file.
         init_from: An AURA export or a LISA checkpoint to start from instead of the three above.
         prompt_template: Conversation template: ``llava_v1``, ``llava_llama_2``, ...
@@ -84,6 +89,8 @@ class ModelSettings:
 
     mllm: str | None = None
     vision_tower: str | None = None
+    vision_image_size: int | None = None
+    vision_feature_layer: int | None = None
     sam: str | None = None
     init_from: str | None = None
     prompt_template: str = "llava_v1"
@@ -100,6 +107,8 @@ class ModelSettings:
     allow_random: bool = False
 
     def __post_init__(self) -> None:
+        size = self.vision_image_size
+        _require(size is None or size > 0, f"model.vision_image_size must be positive, got {size}")
         _require(self.image_token_merge > 0, f"model.image_token_merge must be positive, got {self.image_token_merge}")
         _require(
             self.masks == "both" or not self.spatial_occlusion,

@@ -126,12 +126,13 @@ def clip_pixels(
     return torch.from_numpy(_normalise(image, 1 / 255, mean, std))
 
 
-def clip_preprocessing(folder: str | Path) -> dict[str, Any]:
+def clip_preprocessing(folder: str | Path, *, whole_image: bool = False) -> dict[str, Any]:
     """CLIP's preprocessing as ``folder/preprocessor_config.json`` states it, as keyword arguments of ``Processor``.
 
     Reads ``image_mean``, ``image_std``, ``size`` and ``crop_size`` as Hugging Face writes them, and ``clip_resize``
     (``crop``, ``pad``, ``squash``), which is ours. Without ``clip_resize``, a ``size`` of height and width without a
     crop is ``squash``, everything else ``crop``. Without the file the result is empty: CLIP's own defaults apply.
+    ``whole_image`` passes over sizes and crops, which are for classifying; mean, std and ``clip_resize`` count.
 
     Raises:
         ValueError: An input that is not square, or a crop smaller than the resized image (the file is named).
@@ -143,6 +144,8 @@ def clip_preprocessing(folder: str | Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         f"clip_{k}": tuple(config[f"image_{k}"]) for k in ("mean", "std") if f"image_{k}" in config
     }
+    if whole_image:
+        return result | {key: config[key] for key in ("clip_resize",) if key in config}
     size = config.get("size", {})
     shape = {size} if isinstance(size, int) else set(size.values())
     crop = config.get("crop_size", {}) if config.get("do_center_crop", True) else {}

@@ -82,12 +82,18 @@ class AuraConfig(PretrainedConfig):
         """Placeholders per image."""
         vision = self.llava_config.vision_config
         patches = (vision.image_size // vision.patch_size // self.image_token_merge) ** 2
-        return patches + (self.llava_config.vision_feature_select_strategy == "full")
+        kept = self.llava_config.vision_feature_select_strategy == "full"
+        return patches + kept * num_class_tokens(vision)
 
     @property
     def prompt_hidden_size(self) -> int:
         """Channels of SAM's prompt embeddings, of e_r and of e_oa."""
         return self.sam_config.prompt_encoder_config.hidden_size
+
+
+def num_class_tokens(vision_config: Any) -> int:
+    """Tokens that the vision tower puts before those of the patches: CLIP's and DINOv2's one, SigLIP has none."""
+    return int(not vision_config.model_type.startswith("siglip"))
 
 
 def check_image_token_merge(merge: int, llava_config: LlavaConfig) -> None:
@@ -96,5 +102,5 @@ def check_image_token_merge(merge: int, llava_config: LlavaConfig) -> None:
     side = vision.image_size // vision.patch_size
     if merge < 1 or side % merge:
         raise ValueError(f"image_token_merge is {merge}, which does not divide CLIP's {side} x {side} patches")
-    if merge > 1 and llava_config.vision_feature_select_strategy == "full":
+    if merge > 1 and llava_config.vision_feature_select_strategy == "full" and num_class_tokens(vision):
         raise ValueError("image_token_merge takes patches alone, but this model keeps CLIP's class token")

@@ -15,6 +15,7 @@ from aura.model.tiny_vit import SIZES, mobile_sam_config
 from aura.weights import read_config
 from aura.weights.llava import v1_config
 from aura.weights.sam import VARIANTS
+from aura.weights.vision_tower import Reading, describe_reading
 
 LLAMA_7B: dict[str, Any] = {
     "hidden_size": 4096,
@@ -106,8 +107,12 @@ def _llava(settings: ModelSettings, known: str | None) -> tuple[LlavaConfig, str
         if stored.get("model_type") == "llava" and "text_config" in stored:
             return LlavaConfig.from_pretrained(folder), source
         if "hidden_size" in stored and "num_hidden_layers" in stored:  # LLaVA v1 and LISA: Llama's fields at the top
-            vision: Any = SimpleNamespace(config=_clip(settings.vision_tower or str(stored.get("mm_vision_tower", ""))))
-            return v1_config(stored, {}, vision), source
+            tower = _tower(settings, settings.vision_tower or str(stored.get("mm_vision_tower", "")))
+            paired = stored.get("model_type") == "llama"
+            config = v1_config(stored, {}, SimpleNamespace(config=tower.config), two_layers=paired)  # type: ignore[arg-type]
+            if paired:
+                config.vision_feature_layer, config.vision_feature_select_strategy = tower.feature_layer, tower.strategy
+            return config, source
         raise ValueError(f"model.mllm: {source} describes neither a LLaVA nor a Llama; give --mllm {'|'.join(MLLMS)}")
     name = known or _recognise_llava(folder)
     if name not in MLLMS:
@@ -115,15 +120,18 @@ def _llava(settings: ModelSettings, known: str | None) -> tuple[LlavaConfig, str
             f"model.mllm: {folder!r} is not here and its name tells no size; give --mllm {'|'.join(MLLMS)}"
         )
     newer = name.startswith("llava15")
+    tower = Reading(CLIPVisionConfig(**CLIP_L, image_size=336), -2, "default")
+    if not newer:
+        tower = _tower(settings, settings.vision_tower)
     config = LlavaConfig(
         text_config=LlamaConfig(**MLLMS[name]),
-        vision_config=CLIPVisionConfig(**CLIP_L, image_size=336) if newer else _clip(settings.vision_tower),
+        vision_config=tower.config,
         # The single linear layer of v1 is followed by an identity (docs/formats.md).
         projector_hidden_act="gelu" if newer or name == "smollm2" else "linear",
         tie_word_embeddings=MLLMS[name].get("tie_word_embeddings", False),
         image_token_index=32000,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_layer=tower.feature_layer,
+        vision_feature_select_strategy=tower.strategy,
     )
     return config, f"{name}, {'asked for' if known else f'by the name {folder}'}"
 
@@ -140,11 +148,11 @@ def _recognise_llava(folder: str | None) -> str:
     return "llama2_13b" if re.search(r"llama-?2", name) and size[0] == "13b" else size[0]
 
 
-def _clip(tower: str | None) -> CLIPVisionConfig:
-    if tower is not None and (Path(tower) / "config.json").is_file():
-        stored = read_config(tower, "model.vision_tower")
-        return CLIPVisionConfig(**stored.get("vision_config", stored))  # a LLaVA's folder holds a tower too
-    return CLIPVisionConfig(**CLIP_L, image_size=336 if "336" in (tower or "") else 224)
+def _tower(settings: ModelSettings, folder: str | None) -> Reading:
+    if folder is not None and (Path(folder) / "config.json").is_file():
+        size, layer = settings.vision_image_size, settings.vision_feature_layer
+        return describe_reading(folder, image_size=size, feature_layer=layer)
+    return Reading(CLIPVisionConfig(**CLIP_L, image_size=336 if "336" in (folder or "") else 224), -2, "default")
 
 
 def _sam(settings: ModelSettings, known: str | None) -> tuple[SamConfig, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from aura.model.configuration import AuraConfig
+from aura.model.configuration import AuraConfig, num_class_tokens
 from aura.model.tiny_vit import EXPANSION, has_tiny_vit
 from aura.plan.activations import Workload, _grid
 
@@ -86,11 +86,12 @@ def _tiny_vit_flops(vision: Any) -> int:
 
 
 def clip_flops(config: AuraConfig) -> int:
-    """One image through the CLIP tower and the projector."""
+    """One image through the vision tower and the projector."""
     vision, hidden = config.llava_config.vision_config, config.llava_config.text_config.hidden_size
     patches = (vision.image_size // vision.patch_size) ** 2
-    tokens, width = patches + 1, vision.hidden_size
-    layer = 2 * tokens * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * tokens**2 * width
+    tokens, width = patches + num_class_tokens(vision), vision.hidden_size
+    inner = getattr(vision, "intermediate_size", None) or vision.mlp_ratio * width  # DINOv2 states the ratio
+    layer = 2 * tokens * (4 * width**2 + 2 * width * inner) + 4 * tokens**2 * width
     projector = 2 * config.num_image_tokens * (config.image_token_merge**2 * width * hidden + hidden**2)
     return 2 * patches * 3 * vision.patch_size**2 * width + vision.num_hidden_layers * layer + projector
 

@@ -29,6 +29,7 @@ from aura.weights import (
     load_vision_tower,
     read_config,
 )
+from aura.weights.vision_tower import default_preprocessing
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,14 @@ def _from_backbones(
         dtype=dtype,
         allow_random=settings.allow_random,
         image_token_merge=settings.image_token_merge,
+        vision_image_size=settings.vision_image_size,
+        vision_feature_layer=settings.vision_feature_layer,
         device=device,
     )
     _move(mllm.llava, device)
     new_projector = any(part.part == "projector" for part in mllm.parts)
-    if settings.image_token_merge > 1 and not new_projector:
-        raise ValueError(
-            f"model.image_token_merge is {settings.image_token_merge}, but the projector of {mllm_folder} learnt to "
-            "read one feature at a time; set it to 1"
-        )
+    if not new_projector:
+        _check_read_as_learnt(settings, mllm_folder)
     if new_projector and not settings.train_projector:
         raise ValueError(
             f"model.mllm: {mllm_folder} has never seen {settings.vision_tower}; the projector between them is new and "
@@ -153,6 +153,20 @@ def _from_backbones(
     language_model, *rest = mllm.parts
     parts = [dataclasses.replace(language_model, new=rows), *rest, *_sam_parts(sam, sam_report), *_new_parts(model)]
     return model, processor, LoadReport(tuple(parts))
+
+
+def _check_read_as_learnt(settings: ModelSettings, folder: str) -> None:
+    if settings.image_token_merge > 1:
+        raise ValueError(
+            f"model.image_token_merge is {settings.image_token_merge}, but the projector of {folder} learnt to "
+            "read one feature at a time; set it to 1"
+        )
+    for name in ("vision_image_size", "vision_feature_layer"):
+        if getattr(settings, name) is not None:
+            raise ValueError(
+                f"model.{name} is {getattr(settings, name)}, but the projector of {folder} learnt to read its tower as "
+                "it is; set it to null"
+            )
 
 
 def _move(backbone: Any, device: torch.device | None) -> None:
@@ -186,7 +200,7 @@ def _assemble(
             "num_image_tokens": config.num_image_tokens,
             "prompt_template": settings.prompt_template,
             "max_length": data.max_length,
-            **_clip_settings(clip_folder, clip_image_size),
+            **_clip_settings(clip_folder, config.llava_config.vision_config, settings.vision_image_size is not None),
         },
     )
     rows = add_tokens(llava, len(processor.text.tokenizer), *(() if knows_seg else (processor.text.seg_token_id,)))
@@ -316,9 +330,15 @@ def _given(folder: str | None, setting: str) -> str:
     return folder
 
 
-def _clip_settings(folder: str | Path, image_size: int) -> dict[str, Any]:
+def _clip_settings(folder: str | Path, vision_config: Any, resized: bool) -> dict[str, Any]:
+    """How the vision tower reads an image: as its folder says; of DINOv2 and SigLIP, all of it at the tower's size."""
+    whole, image_size = default_preprocessing(vision_config), vision_config.image_size
+    if whole:
+        return whole | clip_preprocessing(folder, whole_image=True)
     found = clip_preprocessing(folder)
-    stated = found.get("clip_image_size", image_size)
+    stated = found.pop("clip_image_size", image_size)
+    if resized:
+        return found
     if stated != image_size:
         raise ValueError(
             f"model.mllm: {Path(folder) / 'preprocessor_config.json'} prepares images of {stated} px but config.json "

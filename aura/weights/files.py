@@ -55,11 +55,20 @@ def read_config(folder: str | Path, setting: str) -> dict[str, Any]:
 
 
 def load_pretrained(
-    kind: Any, part: str, folder: str | Path, setting: str, dtype: torch.dtype, allow_random: bool
+    kind: Any,
+    part: str,
+    folder: str | Path,
+    setting: str,
+    dtype: torch.dtype,
+    allow_random: bool,
+    config: Any = None,
 ) -> tuple[Any, PartReport]:
-    """A ``transformers`` model of class ``kind`` from its folder, and the account; random if ``allow_random``."""
+    """A ``transformers`` model of class ``kind`` from its folder, and the account; random if ``allow_random``.
+
+    ``config`` takes the place of the folder's.
+    """
     if not check_weight_files(folder, setting, required=not allow_random):
-        model = cast_parameters(kind(AutoConfig.from_pretrained(str(folder))), dtype)
+        model = cast_parameters(kind(config or AutoConfig.from_pretrained(str(folder))), dtype)
         return model, PartReport(part, f"{folder} (config only)", 0, missing=tuple(model.state_dict()))
     # Our own account takes the place of the library's, which lists what we leave out on purpose.
     library = logging.getLogger("transformers.modeling_utils")
@@ -67,7 +76,12 @@ def load_pretrained(
     library.setLevel(logging.ERROR)
     try:
         model, info = kind.from_pretrained(
-            str(folder), dtype=dtype, output_loading_info=True, local_files_only=True, attn_implementation="sdpa"
+            str(folder),
+            **({"config": config} if config else {}),
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
         )
     except RuntimeError as error:  # of other shapes than the config's
         raise ValueError(f"{setting}: the weights of {folder} do not fit its config.json; get both again") from error

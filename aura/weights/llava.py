@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
@@ -22,10 +23,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from aura.data.tokenization import IM_PATCH, complete_v1_tokenizer, load_tokenizer
 from aura.model.precision import cast_parameters
-from aura.weights.clip import load_vision_tower
 from aura.weights.delta import is_delta, refuse_delta
 from aura.weights.files import PartReport, check_weight_files, load_pretrained, read_config, read_folder_tensors
 from aura.weights.pair import PACKAGES, load_language_model, new_llava, packaged_gguf
+from aura.weights.vision_tower import describe_reading, load_vision_tower, resize_tower
 
 _LLAMA_FIELDS = (
     "hidden_size",
@@ -83,6 +84,8 @@ def load_llava(
     dtype: torch.dtype,
     allow_random: bool = False,
     image_token_merge: int = 1,
+    vision_image_size: int | None = None,
+    vision_feature_layer: int | None = None,
     device: torch.device | None = None,
 ) -> LoadedLlava:
     """The multimodal language model that ``source`` is, told by its ``config.json``.
@@ -91,25 +94,40 @@ def load_llava(
         source: A Hugging Face LLaVA folder (llava-hf 1.5, or one that we saved), which holds everything; an original
             LLaVA v1 folder; or a language model of Llama's architecture, which becomes a LLaVA with a new projector: a
             Hugging Face folder, a ``.gguf`` file, or the name of a package in :data:`.pair.PACKAGES`.
-        vision_tower: CLIP's folder, for the last two; for a new pair it may also be a LLaVA folder with a tower in it.
+        vision_tower: CLIP's folder, for the last two; for a new pair it may also be DINOv2's, SigLIP's, or that of a
+            LLaVA with a tower in it.
         dtype: Of all weights.
         allow_random: A folder may lack weights; the report names them.
         image_token_merge: For a new pair, see :func:`.pair.new_llava`; others have their projector.
+        vision_image_size: For a new pair, the side of the tower's input in pixels where it is not the tower's own.
+        vision_feature_layer: For a new pair, the tower's layer to read, see :func:`.vision_tower.describe_reading`.
         device: Where to put an original LLaVA, tensor by tensor; the others come on the CPU.
 
     Raises:
         ValueError: Another kind of model, a delta, a damaged file, or no ``vision_tower`` where one is needed.
     """
+
+    def new_pair(language_model: Path) -> LoadedLlava:
+        return _new_pair(
+            language_model,
+            vision_tower,
+            dtype=dtype,
+            allow_random=allow_random,
+            image_token_merge=image_token_merge,
+            image_size=vision_image_size,
+            feature_layer=vision_feature_layer,
+        )
+
     if str(source) in PACKAGES and not Path(source).exists():
         file = packaged_gguf(str(source))
-        loaded = _new_pair(file, vision_tower, dtype, allow_random, image_token_merge)
+        loaded = new_pair(file)
         report = dataclasses.replace(loaded.parts[0], source=f"{source} ({file.name})")
         return dataclasses.replace(loaded, parts=(report, *loaded.parts[1:]))
     source = Path(source)
     if source.suffix == ".gguf":
         if not source.is_file():
             raise ValueError(f"{_SETTING}: {source} is missing; give the path of a GGUF file")
-        return _new_pair(source, vision_tower, dtype, allow_random, image_token_merge)
+        return new_pair(source)
     config = read_config(source, _SETTING)
     kinds = config.get("architectures") or []
     if "LISAForCausalLM" in kinds or "train_mask_decoder" in config:
@@ -120,7 +138,7 @@ def load_llava(
     if config.get("model_type") == "llava" or "LlavaLlamaForCausalLM" in kinds:
         return load_original(source, vision_tower=vision_tower, dtype=dtype, allow_random=allow_random, device=device)
     if config.get("model_type") == "llama":
-        return _new_pair(source, vision_tower, dtype, allow_random, image_token_merge)
+        return new_pair(source)
     raise ValueError(
         f"{_SETTING}: {source}/config.json describes model_type {config.get('model_type')!r} ({kinds}); give a LLaVA "
         "(llava-hf or original v1) or a language model of Llama's architecture (model_type 'llama')"
@@ -185,29 +203,38 @@ def load_original(
 
 
 def _new_pair(
-    source: Path, vision_tower: str | Path | None, dtype: torch.dtype, allow_random: bool, image_token_merge: int
+    source: Path,
+    vision_tower: str | Path | None,
+    *,
+    dtype: torch.dtype,
+    allow_random: bool,
+    image_token_merge: int,
+    image_size: int | None,
+    feature_layer: int | None,
 ) -> LoadedLlava:
     if vision_tower is None:
         raise ValueError(
-            f"model.vision_tower is not set; {source} is a language model that sees nothing: give the folder of a CLIP "
-            "(or of a LLaVA, whose tower is then taken) to pair it with"
+            f"model.vision_tower is not set; {source} is a language model that sees nothing: give the folder of a "
+            "CLIP, DINOv2 or SigLIP (or of a LLaVA, whose tower is then taken) to pair it with"
         )
-    described = read_config(vision_tower, "model.vision_tower")
-    feature_layer, strategy = -2, "default"
-    if described.get("model_type") == "llava" and "text_config" in described:
+    reading = describe_reading(vision_tower, image_size=image_size, feature_layer=feature_layer)
+    if read_config(vision_tower, "model.vision_tower").get("model_type") == "llava":
         tower, tower_report = _tower_of_llava(Path(vision_tower), dtype)
-        feature_layer = described.get("vision_feature_layer", feature_layer)
-        strategy = described.get("vision_feature_select_strategy", strategy)
     else:
         tower, tower_report = load_vision_tower(vision_tower, dtype=dtype)
+    tower = resize_tower(tower, reading.config.image_size)
     language_model, report = load_language_model(source, dtype=dtype, allow_random=allow_random)
     llava, projector_report = new_llava(
-        language_model, tower, feature_layer=feature_layer, strategy=strategy, image_token_merge=image_token_merge
+        language_model,
+        tower,
+        feature_layer=reading.feature_layer,
+        strategy=reading.strategy,
+        image_token_merge=image_token_merge,
     )
     return LoadedLlava(llava, load_tokenizer(source), Path(vision_tower), (report, tower_report, projector_report))
 
 
-def _tower_of_llava(folder: Path, dtype: torch.dtype) -> tuple[CLIPVisionModel, PartReport]:
+def _tower_of_llava(folder: Path, dtype: torch.dtype) -> tuple[Any, PartReport]:
     """The vision tower inside a Hugging Face LLaVA; its language model is not read."""
     setting = "model.vision_tower"
     check_weight_files(folder, setting)
@@ -217,7 +244,7 @@ def _tower_of_llava(folder: Path, dtype: torch.dtype) -> tuple[CLIPVisionModel, 
         _, mark, rest = name.partition("vision_tower.")
         if mark:
             state[rest.removeprefix("vision_model.")] = tensor.to(dtype, copy=True)
-    tower: Any = CLIPVisionModel._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    tower: Any = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
     result = tower.load_state_dict(state, strict=False)
     missing = tuple(name for name in result.missing_keys if not name.endswith("position_ids"))
     unexpected = tuple(name for name in result.unexpected_keys if not name.endswith("position_ids"))

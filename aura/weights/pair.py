@@ -1,4 +1,4 @@
-"""A language model and a CLIP tower that have never met: a LLaVA with a new projector between them."""
+"""A language model and a vision tower that have never met: a LLaVA with a new projector between them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from aura.model.configuration import check_image_token_merge
+from aura.model.configuration import check_image_token_merge, num_class_tokens
 from aura.model.mllm import Mllm, widen_projector
 from aura.weights.files import PartReport, load_pretrained
 
@@ -61,7 +61,7 @@ def load_language_model(source: Path, *, dtype: torch.dtype, allow_random: bool)
 
 def new_llava(
     language_model: LlamaForCausalLM,
-    vision_tower: CLIPVisionModel,
+    vision_tower: Any,
     *,
     feature_layer: int,
     strategy: Any,
@@ -74,19 +74,20 @@ def new_llava(
 
     Args:
         language_model: Used, not copied; so is ``vision_tower``.
-        vision_tower: Of the same dtype.
+        vision_tower: CLIP, DINOv2 or SigLIP, of the same dtype.
         feature_layer: The tower's layer that the projector reads (-2 in LLaVA).
         strategy: ``default`` leaves out the class token, ``full`` keeps it.
         image_token_merge: The projector makes one token of so many by so many neighbouring patches.
     """
     text: Any = language_model.config
     vision: Any = vision_tower.config
+    kept = num_class_tokens(vision) if strategy == "full" else 0
     config = LlavaConfig(
         text_config=text,
         vision_config=vision,
         vision_feature_layer=feature_layer,
         vision_feature_select_strategy=strategy,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (strategy == "full"),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + kept,
         image_token_index=0,  # the processor adds <image>, and its id is set then
         projector_hidden_act="gelu",
         tie_word_embeddings=text.tie_word_embeddings,

@@ -16,6 +16,7 @@ from aura.model.configuration import AuraConfig
 from aura.weights.files import read_config
 from aura.weights.lisa import is_lisa
 from aura.weights.pair import PACKAGES, packaged_gguf
+from aura.weights.vision_tower import describe_reading
 
 
 def load_text_side(settings: ModelSettings, data: DataSettings) -> ConversationTokenizer:
@@ -60,16 +61,20 @@ def _of_backbones(settings: ModelSettings, data: DataSettings) -> ConversationTo
 
 def _image_tokens(settings: ModelSettings, llava: dict[str, Any] | None, original: dict[str, Any]) -> int:
     """Tokens of an image, from the config of the whole LLaVA or of the vision tower."""
-    strategy = "full" if original.get("mm_vision_select_feature") == "cls_patch" else "default"
-    if llava is None:
+    if llava is not None:
+        described: Any = LlavaConfig(
+            vision_config=llava["vision_config"],
+            vision_feature_select_strategy=llava.get("vision_feature_select_strategy", "default"),
+        )
+    else:
         if settings.vision_tower is None:
             raise ValueError("model.vision_tower is not set; give the folder of openai/clip-vit-large-patch14")
-        tower = read_config(settings.vision_tower, "model.vision_tower")
-        strategy = tower.get("vision_feature_select_strategy", strategy)
-        llava = {"vision_config": tower.get("vision_config", tower), "vision_feature_select_strategy": strategy}
-    described: Any = LlavaConfig(
-        vision_config=llava["vision_config"],
-        vision_feature_select_strategy=llava.get("vision_feature_select_strategy", "default"),
-    )
+        reading = describe_reading(
+            settings.vision_tower,
+            image_size=settings.vision_image_size,
+            feature_layer=settings.vision_feature_layer,
+        )
+        strategy: Any = "full" if original.get("mm_vision_select_feature") == "cls_patch" else reading.strategy
+        described = LlavaConfig(vision_config=reading.config, vision_feature_select_strategy=strategy)
     merge = settings.image_token_merge
     return AuraConfig(llava_config=described, image_token_merge=merge).num_image_tokens
