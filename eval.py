@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from aura import environment
-from aura.config import Protocol
+from aura.config import GiouOver, Protocol
 from aura.types import Sample
 
 
@@ -29,6 +29,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--protocol", action="append", choices=get_args(Protocol), help="repeatable; teacher_forced")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the report; DIR/PROTOCOL if there are several")
     parser.add_argument("--name", default="AURA", help="the model's row in the tables")
+    parser.add_argument(
+        "--giou",
+        choices=get_args(GiouOver),
+        default="image",
+        help="what the gIoU of the first table is the mean over (image: the paper's words); the reports have all three",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass")
     parser.add_argument("--feature-cache", metavar="DIR", help="keep the frozen encoders' outputs there")
@@ -106,14 +112,14 @@ def run(options: argparse.Namespace) -> None:
     ):
         figures[f"{options.name} ({protocol})" if several else options.name] = report.as_dict()
         if options.out and is_main:
-            report.write(options.out / protocol if several else options.out)
+            report.write(options.out / protocol if several else options.out, giou=options.giou)
     if options.out and is_main:
         with contextlib.suppress(OSError):  # not empty: of other protocols
             (options.out / "unfinished").rmdir()
     if options.predictions:
         predictions.save(options.predictions)
     if is_main:
-        tables.show(figures)
+        tables.show(figures, giou=options.giou)
         if options.contact_sheet:
             gallery.save(options.contact_sheet, f"{options.name}, {options.protocol[-1]}, {Path(annotations).name}")
     ranks.stop()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from aura.config import Protocol
+from aura.config import GiouOver, Protocol
 from aura.evaluation.report import combine
 from aura.evaluation.scoring import load_predictions, score
 from aura.evaluation.tables import Figures
@@ -46,6 +46,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="FILE", help="AmodalReasonSeg file to evaluate on")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of its images")
     parser.add_argument("--protocol", choices=get_args(Protocol), default="teacher_forced")
+    parser.add_argument(
+        "--giou",
+        choices=get_args(GiouOver),
+        default="image",
+        help="what gIoU is the mean over (image: the paper's words)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N images only")
     parser.add_argument("--launcher", help='before train_ds.py, such as "deepspeed --hostfile hosts.txt"')
     parser.add_argument("--eval-launcher", help='before eval.py, such as "torchrun --nproc-per-node 2"')
@@ -101,6 +107,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         images=options.images or (images if options.data is None else None),
         extra=tuple(options.config),
         protocol=options.protocol,
+        giou=options.giou,
         launcher=tuple(launcher),
         eval_launcher=tuple(shlex.split(options.eval_launcher or shlex.quote(sys.executable))),
         limit=options.limit,
@@ -124,7 +131,7 @@ def score_predictions(options: argparse.Namespace, setting: Setting) -> dict[str
 def report(options: argparse.Namespace, runs: list[Run], figures: dict[str, Figures], failures: list[str]) -> None:
     table, note = TABLES[options.table], ", mini benchmark" if options.mini else ""
     found = results.collect(table, runs, figures)
-    results.show(results.all_tables(table, found, note))
+    results.show(results.all_tables(table, found, note, options.giou))
     remarks = results.remarks(found)
     if options.mini:
         remarks.append(
@@ -135,7 +142,7 @@ def report(options: argparse.Namespace, runs: list[Run], figures: dict[str, Figu
     remarks += [f"not finished: {'; '.join(missing)}"] if missing else []
     remarks += [f"failed: {failure}" for failure in failures]
     stem = (options.out or runs[0].setting.runs) / f"table{options.table}{'_mini' if options.mini else ''}"
-    files = results.write(stem, table, found, note=note, remarks=remarks)
+    files = results.write(stem, table, found, note=note, remarks=remarks, giou=options.giou)
     for line in remarks:
         print(line)
     print("written:", ", ".join(map(str, files)))

@@ -16,7 +16,7 @@ import argparse
 import sys
 from typing import get_args
 
-from aura.config import Protocol
+from aura.config import GiouOver, Protocol
 from aura.evaluation.report import read_figures
 from aura.evaluation.scoring import load_predictions, score
 from aura.evaluation.tables import show
@@ -34,6 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         default="teacher_forced",
         help="teacher_forced: one prediction per [SEG] of the data; the others allow answers with more or fewer",
     )
+    parser.add_argument(
+        "--giou",
+        choices=get_args(GiouOver),
+        default="image",
+        help="what the gIoU of the first table is the mean over (image: the paper's words); the reports have all three",
+    )
     parser.add_argument("--out", help="folder for report.json, .md, .tex, .csv and objects.jsonl")
     parser.add_argument(
         "--compare", nargs="*", default=[], metavar="NAME=REPORT", help="report.json files to put in the same tables"
@@ -49,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         dataset = AmodalReasonSeg.load(options.data, None)
         predictions = load_predictions(options.predictions)
         report = score(dataset, predictions, protocol=options.protocol, name=options.name, source=options.predictions)
-        show({**others, report.name: report.as_dict()})
+        show({**others, report.name: report.as_dict()}, giou=options.giou)
         if options.out:
-            report.write(options.out, beside=others)
+            report.write(options.out, others, options.giou)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

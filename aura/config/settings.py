@@ -11,6 +11,8 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
+GiouOver = Literal["image", "answer", "object"]
+"""What gIoU is the mean over; in an answer and an image, the objects are averaged first."""
 
 SAME_NUMBERS = {
     "model": {"allow_random"},

@@ -7,7 +7,9 @@ the last bit, because means use exactly rounded sums.
 Conventions, the same for every figure:
 
 - The IoU of two empty masks is 1 (LISA).
-- **gIoU** is the mean of IoUs over objects (LISA). Per answer and per image, the objects are averaged first.
+- **gIoU** is a mean of IoUs: over images, as the paper says, over answers, and over objects, as LISA's code has it. In
+  an answer and an image, the objects are averaged first. Of a part of the objects (invisible region, occlusion bucket)
+  it is the mean over objects alone.
 - **cIoU** is the sum of all intersections over the sum of all unions.
 - An unpaired object has IoU 0, even if its mask is empty. It counts as one object in gIoU. In cIoU the union is the
   true area of a *missed* object and the predicted area of an *extra* prediction. So neither silence nor chatter pays.

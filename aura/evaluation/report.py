@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from aura.config import Protocol
+from aura.config import GiouOver, Protocol
 from aura.evaluation import tables
 from aura.evaluation.metrics import AnswerScore, ObjectScore, summarise
 from aura.evaluation.tables import Figures
@@ -67,13 +67,14 @@ class Report:
         """Print the tables."""
         tables.show({self.name: self.as_dict()}, console)
 
-    def write(self, out_dir: str | Path, beside: Mapping[str, Figures] | None = None) -> None:
+    def write(self, out_dir: str | Path, beside: Mapping[str, Figures] | None = None, giou: GiouOver = "image") -> None:
         """Write report.json, report.md, report.tex, report.csv and objects.jsonl, each atomically.
 
         ``beside`` are named figures of other methods that stand above this one in the .md, .tex and .csv tables.
+        ``giou`` is what the gIoU of the first table is the mean over; the others stand in the third.
         """
         out_dir = Path(out_dir)
-        write_tables(out_dir, {**(beside or {}), self.name: self.as_dict()})
+        write_tables(out_dir, {**(beside or {}), self.name: self.as_dict()}, giou)
         write_text(out_dir / "objects.jsonl", "".join(to_json(row) + "\n" for row in self.object_rows()))
         # Last, so that a report.json means that all files are there.
         write_json(out_dir / "report.json", self.as_dict(), indent=2)
@@ -87,9 +88,9 @@ class Report:
             yield {"protocol": self.protocol, **score.as_dict(), **texts}
 
 
-def write_tables(out_dir: str | Path, reports: Mapping[str, Figures]) -> None:
+def write_tables(out_dir: str | Path, reports: Mapping[str, Figures], giou: GiouOver = "image") -> None:
     """Write report.md, report.tex and report.csv of one or several named reports (figures as in ``report.json``)."""
-    every = tables.all_tables(reports)
+    every = tables.all_tables(reports, giou)
     write_text(Path(out_dir) / "report.md", "\n".join(map(tables.as_markdown, every)))
     write_text(Path(out_dir) / "report.tex", "\n".join(map(tables.as_latex, every)))
     write_text(Path(out_dir) / "report.csv", tables.as_csv(reports))

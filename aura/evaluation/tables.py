@@ -18,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from aura.config import GiouOver
+
 Figures = Mapping[str, Any]
 REFERENCE = "amodal := predicted visible"
 
@@ -41,15 +43,15 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def main_table(reports: Mapping[str, Figures]) -> Table:
-    """The paper's Table 1: amodal and visible gIoU (mean over objects) and cIoU, each with its reference line."""
-    rows = []
+def main_table(reports: Mapping[str, Figures], giou: GiouOver = "image") -> Table:
+    """The paper's Table 1: amodal and visible gIoU and cIoU, each with its reference line."""
+    rows, key = [], f"giou_{giou}"
     for name, figures in reports.items():
         for label, amodal in ((name, figures["amodal"]), (f"  {REFERENCE}", figures["amodal_from_visible"])):
             cells = (
-                amodal["giou_object"],
+                amodal[key],
                 amodal["ciou"],
-                figures["visible"]["giou_object"],
+                figures["visible"][key],
                 figures["visible"]["ciou"],
             )
             rows.append((label, figures["protocol"], *map(percent, cells)))
@@ -57,7 +59,7 @@ def main_table(reports: Mapping[str, Figures]) -> Table:
         f"{f['num_images']} images, {f['num_answers']} answers, {f['num_objects']} objects" for f in reports.values()
     }
     return Table(
-        "Amodal reasoning segmentation, % (" + " / ".join(sorted(sizes)) + ")",
+        f"Amodal reasoning segmentation, %, gIoU over {giou}s (" + " / ".join(sorted(sizes)) + ")",
         (("", 2), ("Amodal", 2), ("Visible", 2)),
         ("Method", "Protocol", "gIoU", "cIoU", "gIoU", "cIoU"),
         tuple(rows),
@@ -80,7 +82,7 @@ def region_table(reports: Mapping[str, Figures]) -> Table:
         for name, figures in reports.items()
     ]
     return Table(
-        "Invisible region and consistency, %",
+        "Invisible region (gIoU over objects) and consistency, %",
         (("", 2), ("Invisible region", 3), ("Occlusion rate", 1), ("[SEG] count", 1), ("Visible", 1)),
         ("Method", "Protocol", "gIoU", "cIoU", "objects", "mean abs. error", "correct", "outside amodal"),
         tuple(rows),
@@ -112,7 +114,7 @@ def occlusion_table(reports: Mapping[str, Figures]) -> Table:
             cells = (percent(bucket[key]) for key in keys)
             rows.append((name, figures["protocol"], range_label(bucket), str(bucket["num_objects"]), *cells))
     return Table(
-        "gIoU by occlusion, %",
+        "gIoU by occlusion (over objects), %",
         (("", 2), ("Occlusion", 2), ("gIoU", 4)),
         ("Method", "Protocol", "rate", "objects", "amodal", "visible", "invisible", "visible as amodal"),
         tuple(rows),
@@ -124,9 +126,9 @@ def range_label(bucket: Mapping[str, Any]) -> str:
     return "0 %" if bucket["to"] == 0 else f"{100 * bucket['above']:g}-{100 * bucket['to']:g} %"
 
 
-def all_tables(reports: Mapping[str, Figures]) -> list[Table]:
-    """Every table of ``reports``, the paper's first."""
-    return [make(reports) for make in (main_table, region_table, average_table, occlusion_table)]
+def all_tables(reports: Mapping[str, Figures], giou: GiouOver = "image") -> list[Table]:
+    """Every table of ``reports``, the paper's first; ``giou`` is what its gIoU is the mean over."""
+    return [main_table(reports, giou), *(make(reports) for make in (region_table, average_table, occlusion_table))]
 
 
 def _numeric(table: Table, column: int) -> bool:
@@ -156,10 +158,10 @@ def as_rich(table: Table, *, ruled: bool = True) -> RichTable:
     return result
 
 
-def show(reports: Mapping[str, Figures], console: Console | None = None) -> None:
+def show(reports: Mapping[str, Figures], console: Console | None = None, giou: GiouOver = "image") -> None:
     """Print every table to the terminal. Narrow terminals and files get the width the tables need."""
     console = console or Console()
-    tables = [as_rich(table) for table in all_tables(reports)]
+    tables = [as_rich(table) for table in all_tables(reports, giou)]
     wide = Console(width=1000)
     needed = max(wide.measure(table).maximum for table in tables)
     if not console.is_terminal:

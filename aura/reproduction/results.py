@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
+from aura.config import GiouOver
 from aura.evaluation.report import combine
 from aura.evaluation.tables import Figures, Table, as_latex, as_markdown, as_rich, flatten
 from aura.files import write_json, write_text
@@ -19,14 +20,15 @@ from aura.reproduction.paper import CITATION, PaperRow, PaperTable, Scores
 from aura.reproduction.runs import Run
 
 METRICS = {
-    "amodal_giou": ("Amodal gIoU", "amodal.giou_object"),
+    "amodal_giou": ("Amodal gIoU", "amodal.giou_{giou}"),
     "amodal_ciou": ("Amodal cIoU", "amodal.ciou"),
-    "visible_giou": ("Visible gIoU", "visible.giou_object"),
+    "visible_giou": ("Visible gIoU", "visible.giou_{giou}"),
     "visible_ciou": ("Visible cIoU", "visible.ciou"),
 }
+"""The paper's four figures: heading, and key in a flat report with what gIoU is the mean over left open."""
 MORE = {
-    "amodal := visible gIoU": "amodal_from_visible.giou_object",
-    "invisible gIoU": "invisible.giou_object",
+    "amodal := visible gIoU": "amodal_from_visible.giou_{giou}",
+    "invisible gIoU (objects)": "invisible.giou_object",
     "invisible cIoU": "invisible.ciou",
     "occlusion rate error": "occlusion_rate_mae",
     "[SEG] count correct": "seg_count_accuracy",
@@ -42,8 +44,9 @@ class Result:
     figures: Mapping[int | None, Mapping[str, Any]]
     runs: tuple[Run, ...] = ()
 
-    def values(self, key: str) -> dict[int | None, float]:
-        """One figure in percent, by seed; seeds that could not measure it are left out."""
+    def values(self, key: str, giou: GiouOver = "image") -> dict[int | None, float]:
+        """One figure in percent, by seed; seeds that could not measure it are left out. ``giou`` stands in ``key``."""
+        key = key.format(giou=giou)
         return {seed: 100 * found[key] for seed, found in self.figures.items() if found.get(key) is not None}
 
 
@@ -93,26 +96,26 @@ def spread(values: Sequence[float], signed: bool = False) -> str:
     return f"{mean} ± {stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def beside(table: PaperTable, results: Sequence[Result], note: str = "") -> Table:
+def beside(table: PaperTable, results: Sequence[Result], note: str = "", giou: GiouOver = "image") -> Table:
     """Each figure three times: the paper's, ours (mean and spread over seeds), and the difference of the means."""
     rows = []
     for result in results:
         cells = [result.row.name, str(len(result.figures)) if result.figures else DASH]
         for metric, (_, key) in METRICS.items():
-            paper, ours = getattr(result.row.paper, metric), list(result.values(key).values())
+            paper, ours = getattr(result.row.paper, metric), list(result.values(key, giou).values())
             in_paper = paper == paper  # NaN: the paper does not have this row
             difference = f"{fmean(ours) - paper:+.2f}" if ours and in_paper else DASH
             cells += [f"{paper:.2f}" if in_paper else DASH, spread(ours), difference]
         rows.append(tuple(cells))
     return Table(
-        f"Table {table.number}: {table.title}, %{note}",
+        f"Table {table.number}: {table.title}, %, gIoU over {giou}s{note}",
         (("", 2), *((heading, 3) for heading, _ in METRICS.values())),
         ("Method", "runs", *("paper", "ours", "diff") * len(METRICS)),
         tuple(rows),
     )
 
 
-def changes(table: PaperTable, results: Sequence[Result], note: str = "") -> Table:
+def changes(table: PaperTable, results: Sequence[Result], note: str = "", giou: GiouOver = "image") -> Table:
     """What each row of ours gains over the reference row, seed by seed, and what it gains in the paper."""
     reference = next(result for result in results if result.row.name == table.reference)
     rows = []
@@ -121,34 +124,47 @@ def changes(table: PaperTable, results: Sequence[Result], note: str = "") -> Tab
             continue
         cells = [result.row.name]
         for metric, (_, key) in METRICS.items():
-            before, after = reference.values(key), result.values(key)
+            before, after = (row.values(key, giou) for row in (reference, result))
             ours = [after[seed] - before[seed] for seed in after if seed in before]
             paper = getattr(result.row.paper, metric) - getattr(reference.row.paper, metric)
             cells += [f"{paper:+.2f}", spread(ours, signed=True)]
         rows.append(tuple(cells))
     return Table(
-        f"Table {table.number}: change against {table.reference!r}, points{note}",
+        f"Table {table.number}: change against {table.reference!r}, points, gIoU over {giou}s{note}",
         (("", 1), *((heading, 2) for heading, _ in METRICS.values())),
         ("Method", *("paper", "ours") * len(METRICS)),
         tuple(rows),
     )
 
 
-def more(table: PaperTable, results: Sequence[Result], note: str = "") -> Table:
+def more(table: PaperTable, results: Sequence[Result], note: str = "", giou: GiouOver = "image") -> Table:
     """Figures that the paper does not have: of our rows, mean and spread over seeds."""
     rows = tuple(
-        (result.row.name, *(spread(list(result.values(key).values())) for key in MORE.values()))
+        (result.row.name, *(spread(list(result.values(key, giou).values())) for key in MORE.values()))
         for result in results
         if result.figures
     )
-    return Table(
-        f"Table {table.number}: more figures, %{note}", (("", 1 + len(MORE)),), ("Method", *MORE), rows
-    )  # fmt: skip
+    title = f"Table {table.number}: more figures, %, gIoU over {giou}s{note}"
+    return Table(title, (("", 1 + len(MORE)),), ("Method", *MORE), rows)
 
 
-def all_tables(table: PaperTable, results: Sequence[Result], note: str = "") -> list[Table]:
-    """Every table there is something to say in."""
-    tables = [beside(table, results, note), changes(table, results, note), more(table, results, note)]
+def averages(table: PaperTable, results: Sequence[Result], note: str = "") -> Table:
+    """gIoU as the mean over images (the paper's words), over answers, and over objects (LISA's code)."""
+    keys = [f"{kind}.giou_{over}" for kind in ("amodal", "visible") for over in get_args(GiouOver)]
+    rows = tuple(
+        (result.row.name, *(spread(list(result.values(key).values())) for key in keys))
+        for result in results
+        if result.figures
+    )
+    over = tuple(f"over {name}s" for name in get_args(GiouOver))
+    title = f"Table {table.number}: gIoU over images, answers and objects, %{note}"
+    return Table(title, (("", 1), ("Amodal gIoU", 3), ("Visible gIoU", 3)), ("Method", *over, *over), rows)
+
+
+def all_tables(table: PaperTable, results: Sequence[Result], note: str = "", giou: GiouOver = "image") -> list[Table]:
+    """Every table there is something to say in; ``giou`` is what gIoU is the mean over in all but the last."""
+    tables = [make(table, results, note, giou) for make in (beside, changes, more)]
+    tables.append(averages(table, results, note))
     return [tables[0], *(found for found in tables[1:] if found.rows)]
 
 
@@ -164,16 +180,22 @@ def show(tables: Sequence[Table], console: Console | None = None) -> None:
 
 
 def write(
-    stem: Path, table: PaperTable, results: Sequence[Result], *, note: str, remarks: Sequence[str] = ()
+    stem: Path,
+    table: PaperTable,
+    results: Sequence[Result],
+    *,
+    note: str,
+    remarks: Sequence[str] = (),
+    giou: GiouOver = "image",
 ) -> list[Path]:
     """Write ``stem``.md, .tex, .csv and .json, each atomically; returns the files."""
-    tables = all_tables(table, results, note)
+    tables = all_tables(table, results, note, giou)
     lines = [f"# Table {table.number}: {table.title}{note}", "", *(f"- {line}" for line in remarks), ""]
     files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "tex", "csv", "json")]
     write_text(files[0], "\n".join(lines) + "\n" + "\n".join(map(as_markdown, tables)) + f"\nPaper: {CITATION}.\n")
     write_text(files[1], "\n".join(map(as_latex, tables)))
-    write_text(files[2], as_csv(results))
-    write_json(files[3], as_json(table, results, remarks), indent=2)
+    write_text(files[2], as_csv(results, giou))
+    write_json(files[3], as_json(table, results, remarks, giou), indent=2)
     return files
 
 
@@ -205,14 +227,14 @@ def _one_or_range(values: Sequence[float], form: str = "") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def as_csv(results: Sequence[Result]) -> str:
+def as_csv(results: Sequence[Result], giou: GiouOver = "image") -> str:
     """One line per row and figure: the paper's, ours, the difference, and the value of every seed; in percent."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "figure", "paper", "mean", "std", "difference", "runs", "values"])
     for result in results:
         for metric, (_, key) in METRICS.items():
-            values, paper = list(result.values(key).values()), getattr(result.row.paper, metric)
+            values, paper = list(result.values(key, giou).values()), getattr(result.row.paper, metric)
             mean = fmean(values) if values else None
             numbers = [
                 None if paper != paper else paper,
@@ -226,7 +248,9 @@ def as_csv(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def as_json(table: PaperTable, results: Sequence[Result], remarks: Sequence[str] = ()) -> dict[str, Any]:
+def as_json(
+    table: PaperTable, results: Sequence[Result], remarks: Sequence[str] = (), giou: GiouOver = "image"
+) -> dict[str, Any]:
     """Everything: per row the paper's numbers (percent), the layers, and all figures (fractions) of every seed."""
     rows = []
     for result in results:
@@ -234,5 +258,5 @@ def as_json(table: PaperTable, results: Sequence[Result], remarks: Sequence[str]
         seeds = [{"seed": seed, **figures} for seed, figures in result.figures.items()]
         layers = {variant.name: list(variant.layers) for variant in result.row.variants}
         rows.append({"method": result.row.name, "paper": paper, "layers": layers, "runs": seeds})
-    head = {"table": table.number, "title": table.title, "source": CITATION, "remarks": list(remarks)}
+    head = {"table": table.number, "title": table.title, "source": CITATION, "giou": giou, "remarks": list(remarks)}
     return {**head, "reference": table.reference, "rows": rows}

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aura.config import SAME_NUMBERS, Config, Protocol, load_config
+from aura.config import SAME_NUMBERS, Config, GiouOver, Protocol, load_config
 from aura.evaluation.report import read_figures
 from aura.reproduction.paper import Variant
 
@@ -29,6 +29,7 @@ class Setting:
         data: AmodalReasonSeg file to evaluate on.
         images: Folder of its images.
         protocol: Of the evaluation.
+        giou: What gIoU is the mean over where one figure is shown; the reports have all three.
         launcher: Program and options before ``train_ds.py``.
         eval_launcher: Program and options before ``eval.py``.
         limit: Evaluate the first so many images only; ``None`` takes all.
@@ -40,6 +41,7 @@ class Setting:
     images: Path | None = None
     extra: tuple[Path, ...] = ()
     protocol: Protocol = "teacher_forced"
+    giou: GiouOver = "image"
     launcher: tuple[str, ...] = ("deepspeed",)
     eval_launcher: tuple[str, ...] = (sys.executable,)
     limit: int | None = None
@@ -85,7 +87,16 @@ class Run:
         s = self.setting
         command = [*s.eval_launcher, "eval.py", "--checkpoint", str(self.folder), "--data", str(s.data)]
         command += ["--images", str(s.images)] if s.images else []
-        command += ["--protocol", s.protocol, "--name", self.variant.name, "--out", str(self.report_folder)]
+        command += [
+            "--protocol",
+            s.protocol,
+            "--giou",
+            s.giou,
+            "--name",
+            self.variant.name,
+            "--out",
+            str(self.report_folder),
+        ]
         command += ["--limit", str(s.limit)] if s.limit else []
         cache = self.config().data.feature_cache
         return [*command, "--feature-cache", cache] if cache else command

@@ -102,13 +102,11 @@ def _complete(run: Run, commands: _Commands) -> str:
             parts.append(f"evaluated in {_time(seconds)}")
     figures = run.figures()
     assert figures is not None
-    found = {f"{kind}_{name}": figures[kind][key] for kind in ("amodal", "visible") for name, key in _KEYS.items()}
+    keys = {"giou": f"giou_{run.setting.giou}", "ciou": "ciou"}
+    found = {f"{kind}_{name}": figures[kind][key] for kind in ("amodal", "visible") for name, key in keys.items()}
     shown = [f"{key.replace('_giou', ' gIoU').replace('_ciou', ' cIoU')} {100 * found[key]:.2f}"
              for key in Scores._fields if found[key] is not None]  # fmt: skip
     return f"{', '.join(parts)}; {', '.join(shown)}"
-
-
-_KEYS = {"giou": "giou_object", "ciou": "ciou"}
 
 
 class _Failed(Exception):

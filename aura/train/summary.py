@@ -165,4 +165,6 @@ def _results(run: Path, step: int | None, report: Mapping[str, Any] | None) -> l
             figures[f"evaluation, {path.parent.relative_to(run / 'eval').as_posix()}"] = read_figures(path)
     if not figures:
         return []
-    return [tables.as_markdown(table(figures)) for table in (tables.main_table, tables.region_table)]
+    return [
+        tables.as_markdown(table(figures)) for table in (tables.main_table, tables.average_table, tables.region_table)
+    ]

@@ -84,11 +84,29 @@ def test_main_table_has_the_papers_layout_and_the_reference_line() -> None:
     table = tables.main_table({"AURA": figures})
     assert table.groups == (("", 2), ("Amodal", 2), ("Visible", 2))
     assert table.columns == ("Method", "Protocol", "gIoU", "cIoU", "gIoU", "cIoU")
-    keys = [("amodal", "giou_object"), ("amodal", "ciou"), ("visible", "giou_object"), ("visible", "ciou")]
+    keys = [("amodal", "giou_image"), ("amodal", "ciou"), ("visible", "giou_image"), ("visible", "ciou")]
     assert table.rows[0] == ("AURA", "generated_matched", *(f"{100 * figures[r][k]:.2f}" for r, k in keys))
     assert table.rows[1][0] == "  amodal := predicted visible"
-    assert table.rows[1][2] == f"{100 * figures['amodal_from_visible']['giou_object']:.2f}"
-    assert "3 images, 6 answers, 6 objects" in table.title
+    assert table.rows[1][2] == f"{100 * figures['amodal_from_visible']['giou_image']:.2f}"
+    assert "gIoU over images (3 images, 6 answers, 6 objects" in table.title
+
+
+def test_one_choice_of_what_giou_is_the_mean_over_and_all_three_beside_it(tmp_path) -> None:
+    # Image 1: an answer with objects of IoU 1 and 0, an answer with an object of IoU 1/2. Image 2: an object of IoU 1.
+    whole = np.ones((2, 2), bool)
+    none, half = ~whole, np.array([[True, True], [False, False]])
+    objects = [
+        score_object(SegRecord(image, conversation, 0, index, 7, "bus"), MaskPair(whole, whole), MaskPair(guess, guess))
+        for image, conversation, index, guess in ((1, 1, 0, whole), (1, 1, 1, none), (1, 2, 0, half), (2, 3, 0, whole))
+    ]
+    answers = [AnswerScore(image, conversation, 0, 1, 1) for image, conversation in ((1, 1), (1, 2), (2, 3))]
+    report = Report("teacher_forced", tuple(objects), tuple(answers))
+    expected = {"image": "75.00", "answer": "66.67", "object": "62.50"}  # (1/2 + 1)/2, (1/2 + 1/2 + 1)/3, (5/2)/4
+    for over, giou in expected.items():
+        report.write(tmp_path, giou=over)
+        table = (tmp_path / "report.md").read_text()
+        assert f"gIoU over {over}s (" in table and f"| AURA | teacher_forced | {giou} | 62.50 | {giou} |" in table
+        assert "| 62.50 | 66.67 | 75.00 | 62.50 | 66.67 | 75.00 |" in table  # cIoU: (4 + 0 + 2 + 4) / 16
 
 
 def test_terminal_shows_every_table_in_full() -> None:

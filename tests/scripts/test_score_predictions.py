@@ -61,6 +61,14 @@ def test_hand_worked_report_of_another_method(data, tmp_path, capsys) -> None:
     assert figures["seg_count_accuracy"] == 0
 
 
+def test_giou_over_images_answers_or_objects(data, tmp_path, capsys) -> None:
+    path = str(write(tmp_path, [row(0, VISIBLE, AMODAL)]))
+    for over in ("image", "answer", "object"):
+        assert main(["--data", str(data), "--predictions", path, "--giou", over]) == 0
+        printed = capsys.readouterr().out
+        assert f"gIoU over {over}s (1 images" in printed and "gIoU averaged per object, answer and image" in printed
+
+
 def test_perfect_predictions_in_any_order_and_several_methods_in_one_table(data, tmp_path, capsys) -> None:
     path = write(tmp_path, [row(0, FRONT, FRONT), row(1, VISIBLE, AMODAL)])
     first = ["--data", str(data), "--predictions", str(path), "--out", str(tmp_path / "first")]
