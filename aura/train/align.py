@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ BACKGROUND_WEIGHT = 0.2
 """Weight of an image token that shows no object; most of a photograph is background."""
 SHARPNESS = 8.0
 """The logit that a word's own embedding gets."""
+KEPT_SHARES = 2048
+"""Images of which it is remembered what their image tokens show: making that costs more than reading their features."""
 
 
 def align_projector(
@@ -124,19 +127,20 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Shuffled, endless: CLIP features [B, T m m, C] and what each image token shows [B, T, Y]."""
     index_of = {category: i for i, category in enumerate(categories)}
+    shares_of = lru_cache(KEPT_SHARES)(lambda i, side: shares(samples[i], index_of, processor, side))
     order: list[int] = []
     while True:
         while len(order) < batch_size:
             order += rng.permutation(len(samples)).tolist()
-        picked, order = [samples[i] for i in order[:batch_size]], order[batch_size:]
-        features = torch.cat([encode(model, processor, [sample], cache)[0].clip_features for sample in picked])
+        picked, order = order[:batch_size], order[batch_size:]
+        features = torch.cat([encode(model, processor, [samples[i]], cache)[0].clip_features for i in picked])
         side, rest = divmod(math.isqrt(features.shape[1]), model.mllm.image_token_merge)
         if rest or (side * model.mllm.image_token_merge) ** 2 != features.shape[1]:
             raise ValueError(
                 f"train.align_steps: the vision tower gives {features.shape[1]} features, which form no square; "
                 "leave it 0"
             )
-        shown = np.stack([shares(sample, index_of, processor, side) for sample in picked])
+        shown = np.stack([shares_of(i, side) for i in picked])
         yield features.to(model.device, torch.float32), torch.from_numpy(shown).to(model.device)
 
 
