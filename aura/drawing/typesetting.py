@@ -6,19 +6,18 @@ A text is a sequence of :class:`Word` s; a word may be a chip, the coloured numb
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from aura.drawing.fonts import Font
 from aura.types import SEG_TOKEN
 
 Rgb = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 INK: Rgb = (33, 37, 41)
 FAINT: Rgb = (108, 117, 125)
@@ -71,10 +70,8 @@ class Word(NamedTuple):
 
 @lru_cache(maxsize=64)
 def font(size: int, bold: bool = False) -> Font:
-    """DejaVu Sans, which comes with matplotlib; Pillow's own font where that file is missing."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    return ImageFont.truetype(str(path), size) if path.is_file() else ImageFont.load_default(size)
+    """DejaVu Sans, with the letters of other fonts that it lacks."""
+    return Font(size, bold)
 
 
 def words(text: str, *, bold: bool = False, colour: Rgb = INK) -> list[Word]:
@@ -106,7 +103,11 @@ def text_width(text: Sequence[Word], size: int) -> float:
 
 
 def wrap(text: Sequence[Word], width: float, size: int) -> list[list[Word]]:
-    """Break into lines of at most ``width`` pixels; what cannot be broken has a line of its own."""
+    """Break into lines of at most ``width`` pixels.
+
+    What is wider in itself (a long word, Chinese) is broken between letters; where not one letter fits it has a line of
+    its own.
+    """
     units: list[list[Word]] = []
     for word in text:
         if word.glued and units:
@@ -117,9 +118,81 @@ def wrap(text: Sequence[Word], width: float, size: int) -> list[list[Word]]:
     for unit in units:
         if lines and text_width([*lines[-1], *unit], size) <= width:
             lines[-1] += unit
-        else:
+        elif text_width(unit, size) <= width:
             lines.append(list(unit))
+        else:
+            lines += [list(part) for part in _broken(unit, width, size)]
     return lines
+
+
+def _broken(unit: Sequence[Word], width: float, size: int) -> list[list[Word]]:
+    """A unit that is too wide: its long words in parts, each on a line of its own, the rest behind the last of them."""
+    lines: list[list[Word]] = []
+    for word in unit:
+        parts = [word] if word.chip is not None else _parts(word, width, size)
+        if lines and len(parts) == 1 and text_width([*lines[-1], word], size) <= width:
+            lines[-1].append(word)
+        else:
+            lines += [[part] for part in parts]
+    return lines if all(text_width(line, size) <= width for line in lines) else [list(unit)]
+
+
+def _parts(word: Word, width: float, size: int) -> list[Word]:
+    """Parts of at most ``width`` pixels, each as long as fits; no combining mark begins one."""
+    parts: list[Word] = []
+    rest = word.text
+    while rest:
+        low, high = 1, min(len(rest), int(8 * width / size) + 1)  # hardly a letter is narrower than an eighth
+        while low < high:  # the longest that fits; widths grow with every letter, near enough
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if font(size, word.bold).getlength(rest[:middle]) <= width else (low, middle - 1)
+        while low < len(rest) and unicodedata.category(rest[low]) in ("Mn", "Me", "Cf"):
+            low += 1
+        parts.append(word._replace(text=rest[:low], glued=word.glued and not parts))
+        rest = rest[low:]
+    return parts
+
+
+def fit(text: Sequence[Word], width: float, size: int, lines: int = 1) -> list[Word]:
+    """As much of ``text`` as ``lines`` lines hold, with ``…`` behind it where it was cut."""
+    wrapped = wrap(text, width, size)
+    if len(wrapped) <= lines:
+        return list(text)
+    whole, last = [word for line in wrapped[: lines - 1] for word in line], wrapped[lines - 1]
+    while last:
+        word = last.pop()
+        for end in range(len(word.text) if word.chip is None else 0, 0, -1):
+            cut = [*last, word._replace(text=word.text[:end] + "…")]
+            if text_width(cut, size) <= width:
+                return [*whole, *cut]
+    return [*whole, Word("…")]
+
+
+def visual_order(line: Sequence[Word]) -> list[Word]:
+    """A line's words from left to right: those of scripts that run from right to left change places among themselves.
+
+    Numbers and chips between two such words go with them.
+    """
+    result: list[Word] = []
+    leftward: list[Word] = []
+    neutral: list[Word] = []
+    for word in line:
+        direction = "" if word.chip is not None else _direction(word.text)
+        if direction == "rtl":
+            leftward += [*neutral, word]
+            neutral = []
+        elif not direction and leftward:
+            neutral.append(word)
+        else:
+            result += [*reversed(leftward), *neutral, word]
+            leftward, neutral = [], []
+    return [*result, *reversed(leftward), *neutral]
+
+
+def _direction(text: str) -> str:
+    """Of the first letter that has one."""
+    kinds = (unicodedata.bidirectional(letter) for letter in text)
+    return next(("rtl" if kind in ("R", "AL") else "ltr" for kind in kinds if kind in ("L", "R", "AL")), "")
 
 
 def _closes(word: Word) -> bool:
@@ -147,12 +220,13 @@ def draw_text(draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: Sequence
     lines = wrap(text, width, size)
     for number, line in enumerate(lines):
         x, middle = left, top + (number + 0.5) * line_height(size)
+        line = visual_order(line)
         for place, word in enumerate(line):
             x += _gap(line[place - 1], word, size) if place else 0
             if word.chip is not None:
                 draw_chip(draw, (x + word_width(word, size) / 2, middle), word.chip, size, word.text)
             else:
-                draw.text((x, middle), word.text, fill=word.colour, font=font(size, word.bold), anchor="lm")
+                font(size, word.bold).draw(draw, (x, middle), word.text, word.colour, "lm")
             x += word_width(word, size)
     return line_height(size) * len(lines)
 
@@ -168,7 +242,7 @@ def draw_chip(
     draw.rounded_rectangle(
         (x - half, y - tall, x + half, y + tall), radius=min(half, tall) - 0.5, fill=rgb, outline=PAPER, width=1
     )
-    draw.text((x, y), word.text, fill=text_colour(rgb), font=font(round(0.85 * size), bold=True), anchor="mm")
+    font(round(0.85 * size), bold=True).draw(draw, (x, y), word.text, text_colour(rgb), "mm")
 
 
 def draw_bar(image: Image.Image, box: tuple[int, int, int, int], index: int, hidden: float) -> None:

@@ -24,6 +24,7 @@ from aura.drawing.typesetting import (
     draw_bar,
     draw_chip,
     draw_text,
+    fit,
     line_height,
     text_height,
     text_width,
@@ -32,6 +33,8 @@ from aura.drawing.typesetting import (
 
 Pixels = NDArray[np.float32]
 WHITE: Pixels = np.full(3, 255, np.float32)
+MOST_LINES, LONGEST_TEXT = 24, 4000
+"""A title is cut there: lines, and letters before any is measured."""
 SMALLEST_SIDE, LARGEST_FACTOR, SMALLEST_PAGE = 768, 16.0, 360
 """An overlay's longer side is at least 768 pixels, unless that needs more than a 16-fold enlargement; its page, with
 title and legend, is at least 360 pixels wide."""
@@ -87,9 +90,9 @@ def overlay(image: Image.Image | np.ndarray, objects: Sequence[Shown], title: st
     picture = paint(image, objects, SMALLEST_SIDE)
     size = max(15, round(min(max(picture.size), 2 * picture.width) / 46))
     margin = round(0.8 * size)
-    heading = words(title or "", bold=True)
     page = max(picture.width, SMALLEST_PAGE)
     width = page - 2 * margin
+    heading = fit(words((title or "")[:LONGEST_TEXT], bold=True), width, size, MOST_LINES)
     head = text_height(heading, width, size) + margin if heading else 0
     entries = _columns(objects, width, size)
     legend = len(entries) * round(1.9 * size) + (margin if entries else 0)
@@ -100,12 +103,15 @@ def overlay(image: Image.Image | np.ndarray, objects: Sequence[Shown], title: st
     for row, entry in enumerate(entries):
         middle = head + picture.height + margin // 2 + round((row + 0.5) * 1.9 * size)
         for x, index in entry:
-            _legend_entry(canvas, (margin + x, middle), index, objects[index], size)
+            room = width / (len(entries[0]) or 1) - (6.5 * size if len(entries[0]) > 1 else 5.1 * size)
+            _legend_entry(canvas, (margin + x, middle), index, objects[index], size, room)
     return canvas
 
 
-def _legend_words(obj: Shown) -> list[Word]:
-    return [*words(obj.name or "object", bold=True), *words(hidden_text(obj.occlusion_rate), colour=FAINT)]
+def _legend_words(obj: Shown) -> tuple[list[Word], list[Word]]:
+    """Name, and what is hidden."""
+    name = words(obj.name[:LONGEST_TEXT] or "object", bold=True)
+    return name, words(hidden_text(obj.occlusion_rate), colour=FAINT)
 
 
 def hidden_text(rate: float | None) -> str:
@@ -117,19 +123,23 @@ def _columns(objects: Sequence[Shown], width: int, size: int) -> list[list[tuple
     """(x, object) of the legend's entries, line by line; all columns are as wide as the widest entry."""
     if not objects:
         return []
-    widest = max(text_width(_legend_words(obj), size) for obj in objects) + 6.5 * size
+    widest = (
+        max(text_width([word for part in _legend_words(obj) for word in part], size) for obj in objects) + 6.5 * size
+    )
     count = max(1, min(len(objects), int(width // widest)))
     places = [(round((i % count) * width / count), i) for i in range(len(objects))]
     return [places[i : i + count] for i in range(0, len(places), count)]
 
 
-def _legend_entry(canvas: Image.Image, at: tuple[int, int], index: int, obj: Shown, size: int) -> None:
+def _legend_entry(canvas: Image.Image, at: tuple[int, int], index: int, obj: Shown, size: int, room: float) -> None:
     x, middle = at
     draw = ImageDraw.Draw(canvas)
     draw_chip(draw, (x + 0.7 * size, middle), index, size)
     bar = (x + round(1.8 * size), middle - round(0.45 * size), x + round(4.6 * size), middle + round(0.45 * size))
     draw_bar(canvas, bar, index, obj.occlusion_rate or 0.0)
-    draw_text(draw, (x + 5.1 * size, middle - line_height(size) / 2), _legend_words(obj), canvas.width, size)
+    name, hidden = _legend_words(obj)
+    name = fit(name, room - text_width(hidden, size) - 0.4 * size, size)
+    draw_text(draw, (x + 5.1 * size, middle - line_height(size) / 2), [*name, *hidden], canvas.width, size)
 
 
 # --- masks over an image ----------------------------------------------------------------------------------------------
@@ -299,7 +309,7 @@ def contact_sheet(rows: Sequence[SheetRow], title: str = "", *, cell: int = 300)
         raise ValueError("a contact sheet needs at least one row")
     size, gap, column = 14, 16, 460
     pictures = [_row_pictures(row, cell) for row in rows]
-    texts = [_row_text(row) for row in rows]
+    texts = [[fit(part, column, size, MOST_LINES) for part in _row_text(row)] for row in rows]
     heights = [
         max(max(p.height for p in three), sum(text_height(part, column, size) + 8 for part in text))
         for three, text in zip(pictures, texts, strict=True)
@@ -332,9 +342,9 @@ def _row_pictures(row: SheetRow, cell: int) -> list[Image.Image]:
 
 
 def _row_text(row: SheetRow) -> list[list[Word]]:
-    parts = [words(row.question, bold=True)]
+    parts = [words(row.question[:LONGEST_TEXT], bold=True)]
     for label, answer, objects in (("Truth:", row.true_answer, row.true), ("Prediction:", row.answer, row.predicted)):
-        parts.append([*words(label, colour=FAINT), *words(answer)])
+        parts.append([*words(label, colour=FAINT), *words(answer[:LONGEST_TEXT])])
         rates = [
             word
             for index, obj in enumerate(objects)
