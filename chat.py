@@ -33,6 +33,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.ask and args.image is None:
         parser.error("--ask needs --image FILE")
+    if not args.ask and sys.stdin is None:
+        parser.error("there is no stdin to read questions from; give them with --ask")
     if args.max_new_tokens < 1:
         parser.error(f"--max-new-tokens must be positive, got {args.max_new_tokens}")
     if args.out is not None and args.out.exists() and not args.out.is_dir():

@@ -200,10 +200,12 @@ class ChatSession:
             on_token=on_token,
         )
         reply = read_reply(self.model, generation, text.text, self.features.sam_embeddings, self.geometry)
-        self._cache = generation.past_key_values
         answer = generation.token_ids
-        self._ids = ids + (answer if generation.truncated else answer[:-1])
-        self.turns.append((question, reply))
+        turns = [*self.turns, (question, reply)]
+        ids += answer if generation.truncated else answer[:-1]
+        # Ctrl-C comes at calls, never between plain assignments: all of the turn is kept, or nothing.
+        cache = generation.past_key_values
+        self.turns, self._ids, self._cache = turns, ids, cache
         return reply
 
     def _room_after(self, ids: list[int]) -> int:

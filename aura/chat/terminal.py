@@ -54,6 +54,7 @@ class Terminal:
         self.session: ChatSession | None = None
         self.records: list[dict[str, Any]] = []  # of this conversation
         self.answered = 0  # in all conversations
+        self.lines = 0  # of stdin, where nobody types
         if image is not None:
             self.open(image)
 
@@ -71,24 +72,36 @@ class Terminal:
         """Answer one question; returns what ``as_json`` prints. ValueError if it cannot be asked."""
         if self.session is None or self.session.image is None:
             raise ValueError("there is no image to talk about; give one with /image FILE")
-        reply = self.session.ask(question, None if self.as_json else self._stream)
+        session, image, talked = self.session, self.session.image, len(self.session.turns)
+        question = question.encode("utf-8", "replace").decode("utf-8")  # a terminal may send what is no text
+        path = self.out / f"{self.path.stem if self.path else 'image'}_{self.answered + 1:02d}.png"
+        try:
+            reply = session.ask(question, None if self.as_json else self._stream)
+            write_bytes(path, draw_reply(image, question, reply))
+        except BaseException:
+            # Ctrl-C too: an answer that is finished is told, whatever becomes of its picture.
+            if len(session.turns) > talked:
+                self._tell(question, session.turns[-1][1], image, None)
+            raise
+        return self._tell(question, reply, image, path)
+
+    def _tell(self, question: str, reply: Reply, image: Image.Image, path: Path | None) -> dict[str, Any]:
+        """Record and show an answer; ``path`` is ``None`` where its overlay was not drawn."""
         self.answered += 1
-        path = self.out / f"{self.path.stem if self.path else 'image'}_{self.answered:02d}.png"
-        write_bytes(path, draw_reply(self.session.image, self.session.turns[-1][0], reply))
         record = {
             "image": str(self.path),
-            "width": self.session.image.width,
-            "height": self.session.image.height,
-            "turn": len(self.session.turns),
+            "width": image.width,
+            "height": image.height,
+            "turn": len(self.records) + 1,
             "question": question,
             **reply_record(reply),
-            "overlay": str(path),
+            "overlay": None if path is None else str(path),
         }
         self.records.append(record)
         if self.as_json:
             print(json.dumps(record, allow_nan=False), flush=True)
         else:
-            self._show(reply, self.session.image, path)
+            self._show(reply, image, path)
         return record
 
     def command(self, line: str) -> bool:
@@ -143,6 +156,7 @@ class Terminal:
             self._say("Ask about the image. /help lists the commands, /quit ends.", style="dim")
         failed = False
         while True:
+            answered = self.answered
             try:
                 line = self._read("> " if self.session else "image file: ", typed)
                 if line is None or not self._obey(line):
@@ -151,7 +165,8 @@ class Terminal:
                 failed = True
                 self._say(str(error), style="red")
             except KeyboardInterrupt:
-                self._say("\nstopped and forgotten; /quit or Ctrl-D ends", style="yellow")
+                kept = "; the answer stays, without an overlay" if self.answered > answered else " and forgotten"
+                self._say(f"\nstopped{kept}; /quit or Ctrl-D ends", style="yellow")
         return 2 if failed and not typed else 0
 
     def _obey(self, line: str) -> bool:
@@ -167,7 +182,7 @@ class Terminal:
     def _read(self, prompt: str, typed: bool) -> str | None:
         """The next line, ``None`` at the end."""
         if not typed:
-            return sys.stdin.readline().removeprefix("\ufeff") or None
+            return self._next_line().removeprefix("\ufeff") or None
         try:
             if not self.as_json:
                 return input(prompt)
@@ -177,9 +192,24 @@ class Terminal:
             self._say("")
             return None
 
+    def _next_line(self) -> str:
+        """From a file or a program. ValueError if it is no text in stdin's encoding: one bad line loses one line."""
+        source = getattr(sys.stdin, "buffer", None)
+        if source is None:  # stdin was replaced by text
+            return sys.stdin.readline()
+        self.lines += 1
+        encoding = "utf-8" if sys.stdin.encoding.lower() in ("ascii", "ansi_x3.4-1968") else sys.stdin.encoding
+        try:
+            return str(source.readline().decode(encoding))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"line {self.lines} of stdin is not {encoding} (byte {error.start + 1} is "
+                f"0x{error.object[error.start]:02x}) and was passed over; write the questions in {encoding}"
+            ) from error
+
     # --- what a person sees -------------------------------------------------------------------------------------------
 
-    def _show(self, reply: Reply, image: Image.Image, path: Path) -> None:
+    def _show(self, reply: Reply, image: Image.Image, path: Path | None) -> None:
         self._say("")
         if reply.truncated:
             self._say("(cut: the answer reached its longest allowed length, see --max-new-tokens)", style="yellow")
@@ -187,7 +217,8 @@ class Terminal:
             self.console.print(objects_table(reply, image.width * image.height))
         else:
             self._say("(the answer points at no object)", style="dim")
-        self._say(f"overlay: {path}", style="dim")
+        if path is not None:
+            self._say(f"overlay: {path}", style="dim")
 
     def _stream(self, piece: str) -> None:
         self.console.print(Text(_printable(piece)), end="")

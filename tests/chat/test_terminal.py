@@ -165,6 +165,58 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(say, answers):
     assert code == 0
 
 
+def test_ctrl_c_while_the_overlay_is_drawn_keeps_the_answer(assistant, out, street, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    lines(monkeypatch, "one?\n")
+    terminal = Terminal(assistant, out, image=street)
+    monkeypatch.setattr("aura.chat.terminal.draw_reply", stop)
+    terminal.talk()
+    printed = capsys.readouterr().out
+    assert "Take the bus" in printed and "██" in printed
+    assert "stopped; the answer stays" in printed and "forgotten" not in printed
+    assert len(terminal.session.turns) == len(terminal.records) == 1
+    assert terminal.records[0]["overlay"] is None
+
+
+def test_an_answer_is_told_though_its_overlay_cannot_be_written(export, street, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("aura.chat.terminal.write_bytes", full)
+    arguments = ["--checkpoint", str(export), "--image", str(street), "--out", str(tmp_path), "--json", "--ask", "one?"]
+    assert chat.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["text"] == "Take the bus [SEG]."
+    assert "No space left" in captured.err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_line_in_another_encoding_loses_itself_only(assistant, out, street, monkeypatch, capsys, encoding):
+    typed = "one?\nWas könnte ich essen?\ntwo?\n".encode("latin-1")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding=encoding))
+    assert Terminal(assistant, out, image=street).talk() == 2
+    printed = capsys.readouterr().out
+    assert printed.count("Take the bus") == 2
+    assert "line 2 of stdin is not utf-8 (byte 6 is 0xf6)" in printed
+
+
+def test_what_is_no_text_in_a_question_becomes_a_question_mark(assistant, out, street, capsys):
+    assert Terminal(assistant, out, as_json=True, image=street).ask("k\udcf6nnte?")["question"] == "k?nnte?"
+    json.loads(capsys.readouterr().out)
+
+
+def test_without_stdin_questions_come_from_options(export, street, out, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    arguments = ["--checkpoint", str(export), "--image", str(street), "--out", str(out)]
+    with pytest.raises(SystemExit) as end:
+        chat.main(arguments)
+    assert end.value.code == 2
+    assert "there is no stdin to read questions from; give them with --ask" in capsys.readouterr().err
+    assert chat.main([*arguments, "--ask", "What?"]) == 0
+
+
 def test_a_file_that_cannot_be_written_does_not_end_the_conversation(say, tmp_path):
     (tmp_path / "taken").write_text("a file")
     _, printed = say("one?", f"/save {tmp_path}/taken/chat.json", "two?")
