@@ -53,11 +53,15 @@ def write_parts(path: str | Path, parts: Iterable[str]) -> None:
     """Write a text that comes in parts, never held as a whole, as UTF-8 and atomically."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: str | Path, obj: Any, *, indent: int | None = None) -> None:

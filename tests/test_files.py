@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from aura.files import finite, read_text, to_json, write_bytes, write_json, write_text
+from aura.files import finite, read_text, to_json, write_bytes, write_json, write_parts, write_text
 
 
 def test_writes_make_folders_and_replace_the_old_file(tmp_path):
@@ -65,3 +65,13 @@ def test_what_is_not_finite_is_null_and_listed():
     assert json.loads(to_json(finite(record))) == finite(record) and finite(expected) == expected
     with pytest.raises(ValueError, match="JSON"):
         to_json(record)
+
+
+def test_a_text_in_parts_that_cannot_be_finished_leaves_nothing(tmp_path):
+    def parts():
+        yield "half"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_parts(tmp_path / "a.json", parts())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,118 @@
+"""A data set as ReasonSeg, which LISA and those that follow it read: one picture and one JSON file a question.
+
+A question's file has ``text``, ``is_sentence`` and ``shapes`` (polygons, :mod:`aura.formats.outlines`); its target is
+the union of the asked objects. The answers, without ``[SEG]``, go to ``explanatory/train.json``. Fields that LISA does
+not read keep what would be lost: ids, categories, the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aura.files import to_json, write_parts
+from aura.formats.exports.common import (
+    Account,
+    MaskKind,
+    Pictures,
+    Question,
+    check_picture,
+    place_picture,
+    questions_of,
+    whole_folder,
+)
+from aura.formats.outlines import exact_polygons
+from aura.masks import decode_rle
+from aura.types import SEG_TOKEN, Sample
+
+_SEG = re.compile(rf"\s*{re.escape(SEG_TOKEN)}")
+
+
+def export_reason_seg(
+    samples: Iterable[Sample],
+    out: Path,
+    *,
+    kind: MaskKind,
+    name: str,
+    split: str,
+    pictures: Pictures = "link",
+    first_turns: bool = False,
+) -> Account:
+    """Write ``out/reason_seg/NAME/SPLIT``; it appears whole or not at all.
+
+    Args:
+        samples: Iterated once.
+        out: LISA's ``--dataset_dir``.
+        kind: Which mask of an object is the target.
+        name: What stands before the bar in LISA's ``--reason_seg_data "NAME|train"``.
+        split: ``train`` comes with ``explanatory/train.json``.
+        pictures: Hard links or copies.
+        first_turns: Leave out questions that follow others of their conversation.
+
+    Raises:
+        ValueError: The split is there already, a picture is missing or does not fit, or a mask is empty.
+    """
+    account = Account("questions")
+    home = out / "reason_seg" / name
+    with whole_folder(home / split) as folder:
+        explanations = _written(samples, folder, account, kind, pictures, first_turns)
+        if split == "train":
+            (home / "explanatory").mkdir(exist_ok=True)
+            write_parts(home / "explanatory" / "train.json", _listed(explanations))
+        else:
+            for _ in explanations:
+                pass
+    return account
+
+
+def _written(
+    samples: Iterable[Sample], folder: Path, account: Account, kind: MaskKind, pictures: Pictures, first_turns: bool
+) -> Iterator[dict[str, Any]]:
+    """Write each question's files; its entry of ``explanatory/train.json``."""
+    for sample in samples:
+        checked = False
+        for question in questions_of(sample, kind, account, first_turns=first_turns):
+            if not checked:
+                check_picture(sample)
+                checked = True
+            place_picture(sample.image_path, folder / f"{question.name}.jpg", pictures)
+            (folder / f"{question.name}.json").write_text(to_json(question_record(question, kind)), encoding="utf-8")
+            turn = question.turn
+            answer = _SEG.sub("", turn.answer).strip()
+            yield {"image": f"{question.name}.jpg", "query": turn.question, "outputs": answer}
+
+
+def question_record(question: Question, kind: MaskKind) -> dict[str, Any]:
+    """The JSON file of a question."""
+    shapes = [
+        {
+            "label": "target",
+            "shape_type": "polygon",
+            "points": points,
+            "annotation_id": obj.id,
+            "category": obj.category,
+        }
+        for obj, mask in zip(question.objects, question.masks, strict=True)
+        for points in exact_polygons(decode_rle(mask))
+    ]
+    return {
+        "text": [question.turn.question],
+        "is_sentence": True,
+        "shapes": shapes,
+        "masks": kind,
+        "image_id": question.sample.image_id,
+        "conversation_id": question.conversation,
+        "turn": question.number,
+        "answer": question.turn.answer,
+        "objects": list(question.turn.objects),
+    }
+
+
+def _listed(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    before = "["
+    for record in records:
+        yield f"{before}\n{to_json(record)}"
+        before = ","
+    yield "[]\n" if before == "[" else "\n]\n"
