@@ -1,4 +1,4 @@
-"""A small data set with what is hard to carry over: holes, parts, unknown shapes, later turns, answers without [SEG]."""
+"""A small data set with what is hard to carry over: holes, parts, unknown shapes, later turns, empty answers."""
 
 from __future__ import annotations
 

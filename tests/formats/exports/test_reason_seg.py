@@ -21,7 +21,7 @@ def export(dataset, folder, **options):
 
 
 def lisa_items(base: str, data: str, explanatory: float = 0.1) -> dict[str, dict]:
-    """What LISA's ``ReasonSegDataset`` takes from the disk (dvlab-research/LISA at 3cb2d430), by picture.
+    """What LISA's ``ReasonSegDataset`` takes from the disk (dvlab-research/LISA at 16f73b66), by picture.
 
     Files by pattern, the JSON beside each; targets painted over ignored regions by falling area; one mask for every
     text of a picture; explanations by the picture's name.
