@@ -90,7 +90,10 @@ class AmodalObject:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its objects and conversations. Refuses to exist when a turn names an object it does not have."""
+    """One image with its objects and conversations. Refuses to exist when a turn names an object it does not have.
+
+    ``ignore`` are pixels of which nobody said whether they belong to an object: an evaluation does not count them.
+    """
 
     image_id: int
     image_path: Path
@@ -98,9 +101,15 @@ class Sample:
     width: int
     objects: tuple[AmodalObject, ...]
     conversations: tuple[Conversation, ...]
+    ignore: Rle | None = None
 
     def __post_init__(self) -> None:
         known = {o.id for o in self.objects}
+        if self.ignore is not None and list(self.ignore["size"]) != [self.height, self.width]:
+            raise ValueError(
+                f"image {self.image_id}: the 'ignore' mask is {self.ignore['size']} "
+                f"but the image is [{self.height}, {self.width}] (height, width)"
+            )
         for obj in self.objects:
             for kind, rle in (("visible", obj.visible), ("amodal", obj.amodal)):
                 if rle is not None and list(rle["size"]) != [self.height, self.width]:

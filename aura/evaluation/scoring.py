@@ -66,6 +66,9 @@ class PredictedAnswer:
 class Scorer:
     """Scores images one after another and keeps no masks.
 
+    Pixels that an image ignores belong to no mask, true or predicted, so that they count in no intersection, union or
+    area (LISA's rule for ReasonSeg).
+
     Every turn of a sample is scored; one without an entry in ``answers`` counts as answered with nothing.
 
     Args:
@@ -82,14 +85,16 @@ class Scorer:
     def add(self, sample: Sample, answers: Mapping[TurnKey, PredictedAnswer]) -> None:
         """Score all answers about one image."""
         used = {i for c in sample.conversations for turn in c.turns for i in turn.objects}
-        truth = {o.id: true_masks(o, sample) for o in sample.objects if o.id in used}
+        counted = counted_pixels(sample)
+        truth = {o.id: _within(counted, true_masks(o, sample)) for o in sample.objects if o.id in used}
         names = {o.id: o.category for o in sample.objects}
         for conversation in sample.conversations:
             for number, turn in enumerate(conversation.turns):
                 answer = answers.get((conversation.id, number), PredictedAnswer({}, 0))
                 place = (sample.image_id, conversation.id, number)
                 records = [SegRecord(*place, i, id_, names[id_]) for i, id_ in enumerate(turn.objects)]
-                self._add_objects(place, records, [truth[id_] for id_ in turn.objects], dict(answer.masks))
+                guesses = {index: _within(counted, pair) for index, pair in answer.masks.items()}
+                self._add_objects(place, records, [truth[id_] for id_ in turn.objects], guesses)
                 self.answers.append(
                     AnswerScore(
                         *place,
@@ -182,6 +187,24 @@ def true_masks(obj: AmodalObject, sample: Sample) -> MaskPair:
         raise ValueError(
             f"image {sample.image_id}, annotation {obj.id}: {error}; scripts/validate_dataset.py lists all such flaws"
         ) from error
+
+
+def counted_pixels(sample: Sample) -> np.ndarray | None:
+    """Bool [H, W], false where the image ignores a pixel; ``None`` where it ignores none."""
+    try:
+        return None if sample.ignore is None else ~decode_rle(sample.ignore)
+    except ValueError as error:
+        raise ValueError(
+            f"image {sample.image_id}: the 'ignore' mask: {error}; scripts/validate_dataset.py lists all such flaws"
+        ) from error
+
+
+def _within(counted: np.ndarray | None, pair: MaskPair) -> MaskPair:
+    """The masks on the pixels that are counted: all, or those of a bool mask [H, W]."""
+    if counted is None:
+        return pair
+    visible, amodal = (None if mask is None else mask & counted for mask in pair[:2])
+    return pair._replace(visible=visible, amodal=amodal)
 
 
 def _index(dataset: Iterable[Sample]) -> tuple[dict[int, int], dict[TurnKey, int]]:

@@ -7,7 +7,8 @@ something is hidden, ``area`` and ``bbox`` of the amodal mask, ``occlude_rate``,
 
     {"id", "image_id", "turns": [{"question", "answer", "objects": [annotation ids in [SEG] order]}], "provenance": {}}
 
-``info["image_folder"]`` tells where the images lie, relative to the file. The invariants are in
+``info["image_folder"]`` tells where the images lie, relative to the file. An image may have ``ignore``, a mask of
+pixels that no evaluation counts. The invariants are in
 :mod:`aura.formats.checks`.
 """
 
@@ -253,6 +254,8 @@ def conversation_record(conversation: Conversation, image_id: int) -> dict[str, 
 def image_record(image: AnnotatedImage) -> dict[str, Any]:
     """An image as it stands in the file, with what its source says about it."""
     own = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width}
+    if image.ignore is not None:
+        own["ignore"] = image.ignore
     return {**own, **{k: v for k, v in image.image_info.items() if k not in own}}
 
 

@@ -169,6 +169,8 @@ class _Checker:
         if not (_is_integer(height) and _is_integer(width) and height > 0 and width > 0):
             self._report(where, f"'height' and 'width' must be positive whole numbers, got {height!r} and {width!r}")
             return
+        if image.get("ignore") is not None:
+            self._mask(image, "ignore", (height, width), where)
         objects = []
         for annotation_id in annotations:
             masks = self._annotation(annotation_id, (height, width))
@@ -197,12 +199,9 @@ class _Checker:
         for key in ("visible_mask", "segmentation", "invisible_mask"):
             if (key == "invisible_mask" and key not in annotation) or (key == "segmentation" and unknown):
                 continue
-            try:
-                if not isinstance(annotation.get(key), dict):
-                    raise ValueError("it must be an RLE with 'size' and 'counts'")
-                masks[key] = to_rle(annotation[key], size)
-            except (ValueError, TypeError) as error:
-                self._report(where, f"'{key}': {error}")
+            mask = self._mask(annotation, key, size, where)
+            if mask is not None:
+                masks[key] = mask
         if unknown and "visible_mask" in masks:
             self.found += [Problem(where, message) for message in _unknown_flaws(annotation, masks["visible_mask"])]
             return masks["visible_mask"], None
@@ -214,6 +213,16 @@ class _Checker:
             self.found += [Problem(where, message) for message in _mask_flaws(visible, amodal, hidden)]
         self.found += [Problem(where, message) for message in _figure_flaws(annotation, visible, amodal)]
         return visible, amodal
+
+    def _mask(self, record: Mapping[str, Any], key: str, size: tuple[int, int], where: str) -> Rle | None:
+        """The RLE ``record[key]``; a damaged one is a problem, and ``None``."""
+        try:
+            if not isinstance(record.get(key), dict):
+                raise ValueError("it must be an RLE with 'size' and 'counts'")
+            return to_rle(record[key], size)
+        except (ValueError, TypeError) as error:
+            self._report(where, f"'{key}': {error}")
+            return None
 
     def _conversation(self, number: int, conversation: Mapping[str, Any]) -> None:
         where = f"conversation {number}"

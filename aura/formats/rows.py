@@ -31,7 +31,7 @@ from aura.formats.streaming import members
 from aura.types import Conversation, Sample, Turn, identifying_bytes
 
 ENDING = ".rows.sqlite"
-VERSION = 1
+VERSION = 2
 """Raise it when the rows change; older ones are then made anew."""
 BUFFERED = 1000
 """Rows that are inserted together."""
@@ -44,11 +44,18 @@ _TABLES = (
     "PRAGMA cache_size = -65536",
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT)",
     "CREATE TABLE images (position INTEGER PRIMARY KEY, id INTEGER, file_name TEXT, height INTEGER, width INTEGER, "
-    "conversations INTEGER NOT NULL DEFAULT 0)",
+    "ignored TEXT, conversations INTEGER NOT NULL DEFAULT 0)",
     # The rows of an image lie together, whatever their order in the file.
     "CREATE TABLE records (image INTEGER, kind INTEGER, place INTEGER, text TEXT, PRIMARY KEY (image, kind, place)) "
     "WITHOUT ROWID",
 )
+
+
+_IMAGE = "id, file_name, height, width, ignored"
+
+
+def _image_row(number: int, name: str, height: int, width: int, ignored: str | None) -> ImageRow:
+    return ImageRow(number, name, height, width, None if ignored is None else json.loads(ignored))
 
 
 class Rows(Sequence[Sample]):
@@ -82,12 +89,12 @@ class Rows(Sequence[Sample]):
         position = index + self._length if index < 0 else index
         if not 0 <= position < self._length:
             raise IndexError(f"{self.source} has {self._length} images, there is no position {index}")
-        (found,) = self._rows("SELECT id, file_name, height, width FROM images WHERE position = ?", position)
-        return self._sample(ImageRow(*found))
+        (found,) = self._rows(f"SELECT {_IMAGE} FROM images WHERE position = ?", position)
+        return self._sample(_image_row(*found))
 
     def __iter__(self) -> Iterator[Sample]:
-        for row in self._database().execute("SELECT id, file_name, height, width FROM images ORDER BY position"):
-            yield self._sample(ImageRow(*row))
+        for row in self._database().execute(f"SELECT {_IMAGE} FROM images ORDER BY position"):
+            yield self._sample(_image_row(*row))
 
     def _sample(self, image: ImageRow) -> Sample:
         objects, conversations = [], []
@@ -266,7 +273,8 @@ class _Builder:
         if key == "categories":
             self.names[number] = self.parser.category(record, number)
         elif key == "images":
-            self.images.append((position, *self.parser.image(record, number)))
+            *said, ignore = self.parser.image(record, number)
+            self.images.append((position, *said, None if ignore is None else _text(ignore)))
         else:
             image = self.parser.image_id(record, where)
             if key == "annotations":
@@ -280,7 +288,7 @@ class _Builder:
             self._flush()
 
     def _flush(self) -> None:
-        sql = "INSERT INTO images (position, id, file_name, height, width) VALUES (?, ?, ?, ?, ?)"
+        sql = "INSERT INTO images (position, id, file_name, height, width, ignored) VALUES (?, ?, ?, ?, ?, ?)"
         self.database.executemany(sql, self.images)
         self.database.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", self.records)
         self.images, self.records = [], []

@@ -30,6 +30,7 @@ class ImageRow(NamedTuple):
     file_name: str
     height: int
     width: int
+    ignore: Rle | None = None
 
 
 class ObjectRow(NamedTuple):
@@ -56,7 +57,8 @@ class RecordParser:
     def image(self, record: Mapping[str, Any], number: int) -> ImageRow:
         where = f"image {number}"
         height, width = (self.reader.integer(record, key, where, at_least=1) for key in ("height", "width"))
-        return ImageRow(number, self.reader.text(record, "file_name", where), height, width)
+        ignore = None if record.get("ignore") is None else self._rle(record, "ignore", where)
+        return ImageRow(number, self.reader.text(record, "file_name", where), height, width, ignore)
 
     def image_id(self, record: Mapping[str, Any], where: str) -> int:
         """The image that an annotation or a conversation belongs to."""
@@ -79,9 +81,9 @@ class RecordParser:
         occluded_by = self.reader.integers(record, "occluded_by", where) if "occluded_by" in record else ()
         return ObjectRow(number, category_id, visible, amodal, rate, occluded_by)
 
-    def _rle(self, annotation: Mapping[str, Any], key: str, where: str) -> Rle:
+    def _rle(self, record: Mapping[str, Any], key: str, where: str) -> Rle:
         """Masks are taken as they stand: the checks decode them, loading a large file should not."""
-        rle = annotation.get(key)
+        rle = record.get(key)
         if not (isinstance(rle, dict) and isinstance(rle.get("counts"), str) and isinstance(rle.get("size"), list)):
             raise self.reader.error(
                 where,
@@ -128,7 +130,7 @@ class RecordParser:
             )
         path = find_picture(folder, image.file_name)
         try:
-            return Sample(image.id, path, image.height, image.width, tuple(named), tuple(conversations))
+            return Sample(image.id, path, image.height, image.width, tuple(named), tuple(conversations), image.ignore)
         except ValueError as error:
             raise ValueError(f"{self.reader.path}: {error}; run scripts/validate_dataset.py for a full list") from error
 

@@ -29,7 +29,8 @@ class AnnotatedImage:
     """One image of an annotation file with its objects.
 
     ``image_info`` holds the file's other fields of the image (``license``, ``coco_url``, ...), ``category_ids`` the
-    file's own number of each category that occurs in ``objects``.
+    file's own number of each category that occurs in ``objects``. ``ignore`` are pixels that an evaluation does not
+    count (:class:`aura.types.Sample`).
     """
 
     image_id: int
@@ -39,6 +40,7 @@ class AnnotatedImage:
     objects: tuple[AmodalObject, ...]
     image_info: Mapping[str, Any] = field(default_factory=dict)
     category_ids: Mapping[str, int] = field(default_factory=dict)
+    ignore: Rle | None = None
 
 
 def with_occluders(

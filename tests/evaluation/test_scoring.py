@@ -11,7 +11,7 @@ import pytest
 
 from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, load_predictions, score
 from aura.masks import encode_rle
-from aura.types import AmodalObject, Conversation, Sample, Turn
+from aura.types import AmodalObject, Conversation, MaskPair, Sample, Turn
 
 SIZE = (20, 30)
 
@@ -262,3 +262,38 @@ def test_wrong_prediction_files_are_explained(content, message, tmp_path) -> Non
 def test_a_missing_prediction_file_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"absent\.json: No such file"):
         load_predictions(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("protocol", ["teacher_forced", "generated_order", "generated_matched"])
+def test_ignored_pixels_count_in_no_intersection_and_no_union(protocol) -> None:
+    """LISA's rule, by hand: columns 0 to 4 are ignored, the truth has columns 3 to 12, the prediction 2 to 9."""
+    ignore, truth, guess = box(0, 0, 20, 5), box(0, 3, 10, 13), box(0, 2, 10, 10)
+    obj = AmodalObject(1, "target", encode_rle(truth), None, None)
+    conversation = Conversation(1, (Turn("Which?", "This [SEG].", (1,)),))
+    sample = Sample(1, Path("a.jpg"), *SIZE, (obj,), (conversation,), encode_rle(ignore))
+    scorer = Scorer(protocol, "visible")
+    scorer.add(sample, {(1, 0): PredictedAnswer({0: MaskPair(guess, None)}, 1)})
+    (scored,) = scorer.objects
+    assert (scored.visible.intersection, scored.visible.union) == (10 * 5, 10 * 8)  # columns 5 to 9; 5 to 12
+    assert (scored.true_visible_area, scored.predicted_visible_area) == (80, 50)
+    figures = scorer.report().as_dict()
+    assert figures["visible"]["giou_object"] == figures["visible"]["ciou"] == 50 / 80
+
+
+def test_a_truth_that_is_ignored_as_a_whole_is_an_empty_one() -> None:
+    """LISA counts an empty union as IoU 1."""
+    truth = box(0, 0, 5, 5)
+    obj = AmodalObject(1, "target", encode_rle(truth), None, None)
+    sample = Sample(
+        1, Path("a"), *SIZE, (obj,), (Conversation(1, (Turn("?", "[SEG]", (1,)),)),), encode_rle(box(0, 0, 9, 9))
+    )
+    scorer = Scorer("teacher_forced", "visible")
+    scorer.add(sample, {(1, 0): PredictedAnswer({0: MaskPair(truth, None)}, 1)})
+    assert scorer.report().as_dict()["visible"]["giou_object"] == 1
+
+
+def test_a_damaged_ignore_mask_is_named() -> None:
+    damaged = {"size": list(SIZE), "counts": "0"}
+    sample = Sample(4, Path("a"), *SIZE, (), (Conversation(1, (Turn("?", "No."),)),), damaged)
+    with pytest.raises(ValueError, match="image 4: the 'ignore' mask: the runs"):
+        Scorer("teacher_forced").add(sample, {})

@@ -288,3 +288,30 @@ def test_a_mask_that_is_absent_or_empty_is_not_an_unknown_shape(half_known, data
         dataset.source.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match="annotation 10: 'segmentation'"):
             AmodalReasonSeg.load(dataset.source)
+
+
+@pytest.fixture
+def ignoring(tmp_path) -> AmodalReasonSeg:
+    """The upper left corner of the image does not count."""
+    corner = np.zeros((SIDE, SIDE), bool)
+    corner[:10, :10] = True
+    whole = dataclasses.replace(image(), ignore=encode_rle(corner))
+    return AmodalReasonSeg.build([whole], {1: [dialogue()]}, source=tmp_path / "split.json")
+
+
+def test_pixels_to_ignore_are_kept(ignoring):
+    assert problems(ignoring.document) == []
+    for again in (ignoring, AmodalReasonSeg.load(ignoring.save())):
+        assert decode_rle(again[0].ignore).sum() == 100
+
+
+def test_a_wrong_ignore_mask_is_told(ignoring):
+    document = copy.deepcopy(ignoring.document)
+    document["images"][0]["ignore"]["size"] = [SIDE, SIDE + 1]
+    (problem,) = problems(document)
+    assert "image 1: 'ignore': the RLE's size" in str(problem)
+    with pytest.raises(ValueError, match=r"split\.json: image 1: the 'ignore' mask is \[40, 41\] but the image"):
+        AmodalReasonSeg(document, source="split.json")
+    document["images"][0]["ignore"] = [[1, 2, 3, 4, 5, 6]]
+    with pytest.raises(ValueError, match=r"split\.json: image 1: 'ignore' must be a compressed RLE"):
+        AmodalReasonSeg(document, source="split.json")
