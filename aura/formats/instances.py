@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from aura.formats.reading import RecordReader
+from aura.formats.reading import Flaws, RecordReader
 from aura.formats.streaming import Spool
 from aura.masks import decode_rle, rle_area, rle_bbox
 from aura.types import Rle
@@ -99,7 +100,29 @@ class InstanceFile:
 
     def __iter__(self) -> Iterator[InstanceImage]:
         for number, record in self._spool.identified("images"):
-            yield self._image(number, record)
+            image = self._image(number, record)
+            found = self._instances(image)
+            yield dataclasses.replace(image, instances=_with_wholes(found, image.height, image.width))
+
+    def outlined(
+        self, wanted: Mapping[int, Collection[int]] | None = None, flaws: Flaws | None = None
+    ) -> Iterator[InstanceImage]:
+        """The images as iterating gives them, without a look at what is whole (``is_whole`` is false).
+
+        Args:
+            wanted: Image id -> ids of the annotations to read; without it all of all images.
+            flaws: What becomes of a bad image or annotation; without it the first one raises.
+        """
+        flaws = flaws or Flaws()
+        for number, record in self._spool.identified("images"):
+            if wanted is not None and number not in wanted:
+                continue
+            image = None
+            with flaws.leaving_out():
+                image = self._image(number, record)
+            if image is not None:
+                found = self._instances(image, None if wanted is None else wanted[number], flaws)
+                yield dataclasses.replace(image, instances=tuple(instance for instance, _ in found))
 
     def _identify(self, name: str, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for position, (row, record) in enumerate(self._spool.records(name)):
@@ -115,13 +138,29 @@ class InstanceFile:
 
     def _image(self, number: int, record: dict[str, Any]) -> InstanceImage:
         where = f"image {number}"
-        file_name = self._reader.text(record, "file_name", where)
+        file_name = self._file_name(record, where)
         height = self._reader.integer(record, "height", where, at_least=1)
         width = self._reader.integer(record, "width", where, at_least=1)
-        found = [self._instance(a, (height, width)) for a in self._spool.of("annotations", number)]
         own = {"id", "file_name", "height", "width"}
         info = {key: value for key, value in record.items() if key not in own}
-        return InstanceImage(number, file_name, height, width, _with_wholes(found, height, width), info)
+        return InstanceImage(number, file_name, height, width, (), info)
+
+    def _file_name(self, record: dict[str, Any], where: str) -> str:
+        """LVIS has none: there it is the end of the picture's address, such as ``train2017/000000391895.jpg``."""
+        if "file_name" not in record and isinstance(address := record.get("coco_url"), str) and "/" in address:
+            return "/".join(address.split("/")[-2:])
+        return self._reader.text(record, "file_name", where)
+
+    def _instances(
+        self, image: InstanceImage, wanted: Collection[int] | None = None, flaws: Flaws | None = None
+    ) -> list[tuple[Instance, int]]:
+        flaws = flaws or Flaws()
+        found = []
+        for record in self._spool.of("annotations", image.image_id):
+            if wanted is None or record["id"] in wanted:
+                with flaws.leaving_out():
+                    found.append(self._instance(record, (image.height, image.width)))
+        return found
 
     def _instance(self, record: dict[str, Any], size: tuple[int, int]) -> tuple[Instance, int]:
         """The instance, and of how many parts its outline consists."""

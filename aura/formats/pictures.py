@@ -74,6 +74,21 @@ def examine(path: Path) -> PictureFacts:
     return PictureFacts(height, width, turned, hashlib.sha256(data).hexdigest())
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture, from the beginning of its file.
+
+    Raises:
+        ValueError: No such file, or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be decoded ({' '.join(str(error).split())})") from error
+
+
 def picture_flaw(picture: Picture, facts: PictureFacts, *, option: str = "--images") -> str | None:
     """Why the record and the file do not go together; ``None`` if they do.
 

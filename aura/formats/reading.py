@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,24 @@ def to_rle(value: Any, size: tuple[int, int]) -> Rle:
     if isinstance(value, list):
         return encode_rle(polygons_to_mask(value, *size))
     raise ValueError(f"a mask is an RLE or a list of polygons, not a {type(value).__name__}")
+
+
+class Flaws:
+    """Bad records: the first one raises, or, with ``skip``, each is left out and told in ``told``."""
+
+    def __init__(self, *, skip: bool = False) -> None:
+        self.skip = skip
+        self.told: list[str] = []
+
+    @contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """What is read within is one record; a ``ValueError`` ends it."""
+        try:
+            yield
+        except ValueError as error:
+            if not self.skip:
+                raise
+            self.told.append(str(error))
 
 
 class RecordReader:

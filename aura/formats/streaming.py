@@ -55,6 +55,26 @@ def members(path: str | Path, lists: Collection[str]) -> Iterator[Member]:
             yield key, None, _value(path, first, events)
 
 
+def items(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(position, item) of a JSON file that is one list.
+
+    Raises:
+        ValueError: No such file, not JSON, or no list at the top.
+    """
+    path, place = Path(path), [""]
+    events = _events(path, place)
+    event, value = next(events)
+    if event != "start_array":
+        kind = "object" if event == "start_map" else type(value).__name__
+        raise ValueError(f"{path}: expected a JSON list of records, got a {kind}; is this file in the right format?")
+    for position, begin in enumerate(iter(partial(next, events), ("end_array", None))):
+        place[0] = f"item {position}: "
+        yield position, _value(path, begin, events)
+    place[0] = ""
+    for _ in events:  # The parser still has to see that nothing follows.
+        pass
+
+
 def _events(path: Path, place: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """What the parser sees; ``place[0]`` says in which record it is."""
     try:
