@@ -80,6 +80,8 @@ class ModelSettings:
         train_projector: Train LLaVA's projector; needed where it is new (a language model paired with a CLIP tower).
         image_token_merge: Join so many by so many neighbouring CLIP features into one image token: 2 leaves a quarter
             of them. Only where the projector is new.
+        image_places: Add to each image token where it lies, in the code of SAM's point prompts (trained like the
+            projector), so that ``[SEG]`` learns sooner where to point. Only where the projector is new.
         rescale_states: Standardise the ``[SEG]`` states before E_P's projection, by what they are on the training data
             before the first step. Some language models have a few dimensions far larger than the others, and the
             projection learns slowly from them. Only where it is new.
@@ -102,6 +104,7 @@ class ModelSettings:
     train_embeddings: bool = True
     train_projector: bool = False
     image_token_merge: int = 1
+    image_places: bool = False
     rescale_states: bool = False
     masks: Literal["both", "visible", "amodal"] = "both"
     quantize: Literal["none", "int8", "int4"] = "none"

@@ -19,8 +19,8 @@ from PIL import Image
 from aura.data.photos import as_rgb
 from aura.types import ImageGeometry
 
-ClipResize = Literal["crop", "pad", "squash"]
-CLIP_RESIZES = ("crop", "pad", "squash")
+ClipResize = Literal["crop", "pad", "squash", "corner"]
+CLIP_RESIZES = ("crop", "pad", "squash", "corner")
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
@@ -103,7 +103,8 @@ def clip_pixels(
 
     ``crop`` brings the shortest side to P and cuts the centre (CLIP's and LISA's preprocessing: the ends of a long
     image are lost); ``pad`` brings the longest side to P and centres the image on the mean colour (zero after
-    normalising); ``squash`` brings both sides to P and loses the aspect ratio.
+    normalising); ``corner`` does so too and leaves the image in the top left corner, where SAM has it, so that a place
+    is the same to both; ``squash`` brings both sides to P and loses the aspect ratio.
     """
     image = image.convert("RGB")
     if resize == "crop":
@@ -114,11 +115,11 @@ def clip_pixels(
         image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     elif resize == "squash":
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    elif resize == "pad":
+    elif resize in ("pad", "corner"):
         height, width = sam_geometry(image.height, image.width, size).resized
         array = _normalise(image.resize((width, height), Image.Resampling.BICUBIC), 1 / 255, mean, std)
         pixels = torch.zeros(3, size, size)
-        top, left = (size - height) // 2, (size - width) // 2
+        top, left = ((size - height) // 2, (size - width) // 2) if resize == "pad" else (0, 0)
         pixels[:, top : top + height, left : left + width] = torch.from_numpy(array)
         return pixels
     else:
@@ -130,7 +131,7 @@ def clip_preprocessing(folder: str | Path, *, whole_image: bool = False) -> dict
     """CLIP's preprocessing as ``folder/preprocessor_config.json`` states it, as keyword arguments of ``Processor``.
 
     Reads ``image_mean``, ``image_std``, ``size`` and ``crop_size`` as Hugging Face writes them, and ``clip_resize``
-    (``crop``, ``pad``, ``squash``), which is ours. Without ``clip_resize``, a ``size`` of height and width without a
+    (one of :data:`CLIP_RESIZES`), which is ours. Without ``clip_resize``, a ``size`` of height and width without a
     crop is ``squash``, everything else ``crop``. Without the file the result is empty: CLIP's own defaults apply.
     ``whole_image`` passes over sizes and crops, which are for classifying; mean, std and ``clip_resize`` count.
 

@@ -22,7 +22,7 @@ from aura.machine.chunks import in_chunks
 from aura.model import segmentation
 from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerWriter
-from aura.model.mllm import Mllm, packed_attention_mask, widen_projector
+from aura.model.mllm import Mllm, Places, packed_attention_mask, widen_projector
 from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
 from aura.model.segmentation import PromptEncoder
 from aura.model.tiny_vit import build_sam
@@ -97,6 +97,8 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         self.image_encoder = sam.vision_encoder
         hidden_size = config.llava_config.text_config.hidden_size
         self.prompt_encoder = PromptEncoder(hidden_size, sam.prompt_encoder, config.rescale_states)
+        if config.image_places:
+            self.mllm.places = Places(sam.prompt_encoder.shared_embedding.positional_embedding, hidden_size)
         self.visible_decoder = sam.mask_decoder if config.masks != "amodal" else None
         self.amodal_decoder = copy.deepcopy(sam.mask_decoder) if config.masks != "visible" else None
         channels = config.prompt_hidden_size
@@ -231,7 +233,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         if self.config.train_embeddings:
             trained += [self.mllm.language_model.embed_tokens, self.mllm.lm_head]
         if self.config.train_projector:
-            trained.append(self.mllm.projector)
+            trained += [self.mllm.projector, self.mllm.places]
         for module in trained:
             if module is not None:
                 module.requires_grad_(True)

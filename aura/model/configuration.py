@@ -27,6 +27,7 @@ class AuraConfig(PretrainedConfig):
         train_embeddings: Token embeddings and language model head are trainable.
         train_projector: LLaVA's projector is trainable.
         image_token_merge: Side of the square of neighbouring CLIP features that the projector makes one token of.
+        image_places: Image tokens say where they lie, see :class:`aura.model.mllm.Places`.
         rescale_states: E_P rescales the ``[SEG]`` states before its projection, dimension by dimension.
     """
 
@@ -45,6 +46,7 @@ class AuraConfig(PretrainedConfig):
     train_embeddings: bool = True
     train_projector: bool = False
     image_token_merge: int = 1
+    image_places: bool = False
     rescale_states: bool = False
     tie_word_embeddings: bool = False
 
@@ -64,6 +66,9 @@ class AuraConfig(PretrainedConfig):
         if self.occlusion_condition and self.masks == "visible":
             raise ValueError("occlusion_condition needs the amodal decoder, and masks is 'visible'")
         check_image_token_merge(self.image_token_merge, self.llava_config)
+        kept = self.llava_config.vision_feature_select_strategy == "full"
+        if self.image_places and kept and num_class_tokens(self.llava_config.vision_config):
+            raise ValueError("image_places is for patches, but this model keeps CLIP's class token")
         if self.lora is not None:
             self.lora = {**self.lora, "targets": list(self.lora["targets"])}
         super().__post_init__(**kwargs)

@@ -17,6 +17,38 @@ from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
 from aura.model.quantize import Quantization, quantize_linears
 
 
+class Places(nn.Module):
+    """Where an image token lies, in the code of SAM's point prompts, as a linear function of it.
+
+    What an image token says of its place, attention carries to ``[SEG]``; and SAM's decoder knows this code.
+
+    Args:
+        frequencies: SAM's ``positional_embedding``, [2, C / 2].
+        hidden_size: H.
+    """
+
+    def __init__(self, frequencies: torch.Tensor, hidden_size: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies.detach().clone())
+        self.linear = nn.Linear(2 * frequencies.shape[1], hidden_size, bias=False)
+
+    def forward(self, side: int) -> torch.Tensor:
+        """[T, H] for the centres of ``side`` x ``side`` cells, row by row."""
+        assert isinstance(self.frequencies, torch.Tensor)
+        centres = (torch.arange(side, device=self.frequencies.device) + 0.5) / side
+        points = torch.stack([centres.repeat(side), centres.repeat_interleave(side)], dim=1)  # [T, (x, y)]
+        angles = 2 * math.pi * (2 * points - 1) @ self.frequencies.float()
+        return self.linear(torch.cat([angles.sin(), angles.cos()], dim=1).to(self.linear.weight.dtype))
+
+    @torch.no_grad()
+    def match_scale(self, words: torch.Tensor) -> None:
+        """Start at half the size of ``words``, the language model's embeddings [V, H]."""
+        # Of sine and cosine together, each pair of entries has length 1.
+        nn.init.normal_(
+            self.linear.weight, std=0.5 * words.float().std().item() / self.linear.in_features**0.5 * 2**0.5
+        )
+
+
 class Mllm(nn.Module):
     """CLIP tower, projector, Llama decoder and head of a LLaVA model, called one by one.
 
@@ -42,6 +74,7 @@ class Mllm(nn.Module):
         self.config: Any = llava.config
         self.vision_tower = llava.model.vision_tower
         self.projector = llava.model.multi_modal_projector
+        self.places: Places | None = None
         self.language_model: Any = llava.model.language_model
         self.lm_head = llava.lm_head
         if lora is not None:
@@ -65,7 +98,8 @@ class Mllm(nn.Module):
             side = math.isqrt(features.shape[1]) // merge
             squares = features.unflatten(1, (side, merge, side, merge)).transpose(2, 3)  # [B, side, side, m, m, C]
             features = squares.flatten(1, 2).flatten(2)
-        return self.projector(features)
+        tokens = self.projector(features)
+        return tokens if self.places is None else tokens + self.places(math.isqrt(tokens.shape[1]))
 
     def embed(self, input_ids: torch.Tensor, clip_features: torch.Tensor | None = None) -> torch.Tensor:
         """Input embeddings [B, L, H] of ids [B, L], with projected features [B, T, C] at the image placeholders.

@@ -86,6 +86,7 @@ def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None =
             llava_config=llava_config,
             sam_config=sam_config,
             image_token_merge=settings.image_token_merge,
+            image_places=settings.image_places,
             rescale_states=settings.rescale_states,
         )
         sources = [f"language model: {llava_source}", f"SAM: {sam_source}"]

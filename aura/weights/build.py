@@ -119,6 +119,7 @@ def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) ->
         train_embeddings=settings.train_embeddings,
         train_projector=settings.train_projector,
         image_token_merge=settings.image_token_merge,
+        image_places=settings.image_places,
         rescale_states=settings.rescale_states,
     )
 
@@ -161,11 +162,11 @@ def _check_read_as_learnt(settings: ModelSettings, folder: str) -> None:
             f"model.image_token_merge is {settings.image_token_merge}, but the projector of {folder} learnt to "
             "read one feature at a time; set it to 1"
         )
-    for name in ("vision_image_size", "vision_feature_layer"):
-        if getattr(settings, name) is not None:
+    for name in ("vision_image_size", "vision_feature_layer", "image_places"):
+        if getattr(settings, name) not in (None, False):
             raise ValueError(
                 f"model.{name} is {getattr(settings, name)}, but the projector of {folder} learnt to read its tower as "
-                "it is; set it to null"
+                "it is; leave the setting out"
             )
 
 
@@ -209,6 +210,8 @@ def _assemble(
     config.eos_token_id = processor.text.eos_token_id
 
     model: Any = AuraModel(config, llava=llava, sam=sam)
+    if model.mllm.places is not None:
+        model.mllm.places.match_scale(llava.get_input_embeddings().weight)
     return model, processor, rows
 
 
@@ -357,6 +360,7 @@ def _new_parts(model: AuraModel) -> list[PartReport]:
     """The parts that always start fresh."""
     prefixes = {
         "lora": (".lora_",),
+        "places": ("mllm.places.",),
         "projection": ("prompt_encoder.projection.",),
         "rescaling": ("prompt_encoder.rescaling.",),
         "occlusion_condition": ("occlusion_condition.",),

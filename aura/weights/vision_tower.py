@@ -143,12 +143,13 @@ def _kind(described: dict[str, Any], folder: str | Path) -> TowerKind:
 
 
 def default_preprocessing(vision_config: Any) -> dict[str, Any]:
-    """How a tower other than CLIP reads an image where its folder does not say: its mean and std; nothing is cut off.
+    """How a tower other than CLIP reads an image where its folder does not say: its mean and std.
 
-    (DINOv2's own preprocessor cuts out the centre, which is for classifying.)
+    It gets the whole image, lying where SAM has it. (DINOv2's own preprocessor cuts out the centre, which is for
+    classifying.)
     """
     kind = KINDS[vision_config.model_type]
-    return {} if kind is _CLIP else {"clip_mean": kind.mean, "clip_std": kind.std, "clip_resize": "squash"}
+    return {} if kind is _CLIP else {"clip_mean": kind.mean, "clip_std": kind.std, "clip_resize": "corner"}
 
 
 def resize_tower(tower: Any, image_size: int) -> Any:

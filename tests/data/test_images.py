@@ -40,6 +40,8 @@ def test_squash_shows_the_ends_of_a_long_image_and_crop_does_not():
     padded = clip_pixels(image, 28, resize="pad")
     assert padded[:, 14, 0].min() > 1
     assert (padded[:, :11] == 0).all() and (padded[:, 17:] == 0).all()
+    corner = clip_pixels(image, 28, resize="corner")
+    assert torch.equal(corner[:, :6], padded[:, 11:17]) and (corner[:, 6:] == 0).all()  # where SAM has it
 
 
 def test_mean_and_std_are_used():

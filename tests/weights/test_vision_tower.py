@@ -69,8 +69,8 @@ def clip(folder: Path) -> CLIPVisionModel:
 
 KINDS = {
     # class tokens, mean, std, resize, whether the library resamples positions only when asked
-    dinov2: (1, *IMAGENET, "squash", False),
-    siglip: (0, (0.5,) * 3, (0.5,) * 3, "squash", True),
+    dinov2: (1, *IMAGENET, "corner", False),
+    siglip: (0, (0.5,) * 3, (0.5,) * 3, "corner", True),
     clip: (1, CLIP_MEAN, CLIP_STD, "crop", True),
 }
 
@@ -132,6 +132,30 @@ def test_an_export_reads_as_the_model_did(settings, tmp_path):
     assert torch.equal(one, other)
 
 
+def test_image_tokens_say_where_they_lie_in_the_code_of_sams_prompts(settings, tmp_path):
+    dinov2(tmp_path / "tower")
+    aura, processor, report = build_model(replace(settings, image_places=True, image_token_merge=2), DATA)
+    assert next(part for part in report.parts if part.part == "places").new == ("mllm.places.linear.weight",)
+    places, words = aura.mllm.places, aura.mllm.language_model.get_input_embeddings().weight
+    assert places.linear.weight.requires_grad and not places.frequencies.requires_grad
+    with torch.no_grad():
+        side = aura.prompt_encoder.sam.image_embedding_size[0]
+        codes = aura.prompt_encoder.image_positions()[0].flatten(1).T  # [g g, C], SAM's own
+        assert torch.allclose(places(side), codes @ places.linear.weight.T, atol=1e-5)
+        assert 0.3 < places(side).std() / words.std() < 0.7
+        features = aura.mllm.encode_images(torch.randn(1, 3, 28, 28))
+        tokens, named = aura.mllm.project(features), places(2)
+        aura.mllm.places = None
+        assert torch.allclose(tokens - aura.mllm.project(features), named.expand_as(tokens), atol=1e-5)
+    aura.mllm.places = places
+
+    aura.save_pretrained(tmp_path / "export")
+    processor.save_pretrained(tmp_path / "export")
+    again, _, report = build_model(ModelSettings(init_from=str(tmp_path / "export"), train_projector=True), DATA)
+    assert not report.parts[0].missing and not report.parts[0].unexpected
+    assert torch.equal(again.mllm.project(features), aura.mllm.project(features))
+
+
 def test_positions_are_resampled_once_and_kept_in_their_dtype(tmp_path):
     dinov2(tmp_path)
     tower, _ = load_vision_tower(tmp_path, dtype=torch.bfloat16)
@@ -154,6 +178,6 @@ def test_what_a_tower_cannot_do_is_said_before_loading(settings, tmp_path):
 
 
 def test_a_learnt_projector_keeps_its_tower_as_it_is(settings, tiny_llava_dir):
-    for change in ({"vision_image_size": 56}, {"vision_feature_layer": -1}):
+    for change in ({"vision_image_size": 56}, {"vision_feature_layer": -1}, {"image_places": True}):
         with pytest.raises(ValueError, match=rf"model\.{next(iter(change))} is .*learnt to read its tower as it is"):
             build_model(replace(settings, mllm=tiny_llava_dir, vision_tower=None, **change), DATA)
