@@ -132,7 +132,8 @@ endef
 
 $(PHOTOS)/untouched/test.json: | setup
 	@test -n "$(COCO)" || { echo "say COCO=DIR, a folder with images/ and instances_{train,val,test}.json"; exit 2; }
-	$(PY) scripts/generate_questions.py --annotations $(COCO)/instances_test.json --images $(COCO)/images --out $@
+	$(PY) scripts/generate_questions.py --annotations $(COCO)/instances_test.json --images $(COCO)/images \
+	    --visible-only --out $@
 
 table2-mini: data ## Table 2 on the mini benchmark, three seeds (40 minutes on 2 cores)
 	$(PY) scripts/reproduce_table.py --table 2 --mini --jobs 2 --out docs/results

@@ -4,6 +4,9 @@
     python scripts/generate_questions.py --annotations COCO_amodal_val2014_with_classes.json --images val2014 \
         --out data/cocoa_val.json --pairs-per-image 10 --seed 0
 
+With --visible-only the file is one of COCO's instances: masks of what can be seen. Then no object's whole shape is
+known, and evaluation scores its visible mask alone.
+
 Works offline: the questions come from a grammar and from what the masks say. The same arguments give the same bytes.
 An up-to-date OUT is left alone, an outdated one is replaced, an edited one is only replaced with --force.
 """
@@ -23,6 +26,7 @@ from tqdm import tqdm
 
 from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
+from aura.formats.instances import InstanceFile
 from aura.formats.pictures import find_picture
 from aura.formats.reading import read_json_object
 from aura.formats.sources import AnnotatedImage, load_cocoa_cls
@@ -31,12 +35,13 @@ from aura.types import Conversation
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--annotations", type=Path, required=True, help="COCOA-cls file")
+    parser.add_argument("--annotations", type=Path, required=True, help="COCOA-cls file, or a COCO instances file")
     parser.add_argument("--images", type=Path, required=True, help="folder of its pictures")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--pairs-per-image", type=int, default=10, metavar="N", help="question-answer pairs (default 10)"
     )
+    parser.add_argument("--visible-only", action="store_true", help="a COCO instances file: no whole shapes are known")
     parser.add_argument("--seed", type=int, default=0, help="another seed asks other questions (default 0)")
     parser.add_argument("--force", action="store_true", help="write OUT even if it is up to date or was edited")
     options = parser.parse_args(arguments)
@@ -61,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
         "annotations": options.annotations.name,
         "annotations_sha256": hashlib.sha256(options.annotations.read_bytes()).hexdigest(),
     }
+    if options.visible_only:
+        made_from["visible_only"] = True
     if options.out.exists() and not options.force:
         info = _unchanged_info(options.out)
         if info is None:
@@ -70,13 +77,17 @@ def run(options: argparse.Namespace) -> int:
         if info["made_from"] == made_from:
             print(f"{options.out} is up to date")
             return 0
-    images = [image for image in load_cocoa_cls(options.annotations) if image.objects]
+    images, crowds = _read(options)
     _check_pictures(images, options.images)
     conversations: dict[int, list[Conversation]] = {}
     following = 1
     for image in tqdm(images, desc="questions", unit="image", disable=None):
         conversations[image.image_id] = generate_conversations(
-            image, pairs=options.pairs_per_image, seed=options.seed, first_id=following
+            image,
+            pairs=options.pairs_per_image,
+            seed=options.seed,
+            first_id=following,
+            crowds=crowds.get(image.image_id),
         )
         following += len(conversations[image.image_id])
     source = read_json_object(options.annotations)
@@ -97,6 +108,24 @@ def run(options: argparse.Namespace) -> int:
         f"({figures['pairs_per_image']:.1f} per image, {figures['objects_per_answer']:.2f} objects per answer)"
     )
     return 0
+
+
+def _read(options: argparse.Namespace) -> tuple[list[AnnotatedImage], dict[int, dict[str, str]]]:
+    """The images with objects, and by image id the crowds that are there besides."""
+    if not options.visible_only:
+        whole = [image for image in load_cocoa_cls(options.annotations) if image.objects]
+        if not any(o.occlusion_rate for image in whole for o in image.objects):
+            print(f"{options.annotations}: no object is hidden; if its masks show what can be seen, say --visible-only")
+        return whole, {}
+    file = InstanceFile(options.annotations)
+    numbers = {name: number for name, (number, _) in file.categories.items()}
+    images, crowds = [], {}
+    for image in file:
+        annotated = image.as_annotated(numbers)
+        if annotated.objects:
+            images.append(annotated)
+            crowds[image.image_id] = image.crowds
+    return images, crowds
 
 
 def _content_digest(document: Mapping[str, Any]) -> str:

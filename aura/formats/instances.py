@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 
 from aura.formats.reading import Flaws, RecordReader
+from aura.formats.sources import AnnotatedImage
 from aura.formats.streaming import Spool
 from aura.masks import decode_rle, rle_area, rle_bbox
-from aura.types import Rle
+from aura.types import AmodalObject, Rle
 
 BORDER = 2.0
 """An object whose box comes this close to the border, in pixels, may go on beyond it."""
@@ -22,6 +23,8 @@ REACH = 2
 """Pixels around an object in which another one touches it."""
 MAX_TOUCHED = 0.1
 """The share of an object's rim that other annotated objects may touch before it counts as partly hidden."""
+MIN_ANNOTATED = 0.0004
+"""Objects smaller than this fraction of the image are not asked about: nobody could name them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,26 @@ class InstanceImage:
     width: int
     instances: tuple[Instance, ...]
     info: dict[str, Any]
+
+    @property
+    def crowds(self) -> dict[str, str]:
+        """Categories of which there is a crowd, with their supercategories."""
+        return {instance.category: instance.supercategory for instance in self.instances if instance.is_crowd}
+
+    def as_annotated(self, category_ids: Mapping[str, int]) -> AnnotatedImage:
+        """The image with its objects, as the visible masks alone tell them: of no object is the whole shape known.
+
+        Crowds and what is smaller than :data:`MIN_ANNOTATED` are left out.
+        """
+        least = MIN_ANNOTATED * self.height * self.width
+        objects = tuple(
+            AmodalObject(i.id, i.category, i.mask, None, None, supercategory=i.supercategory)
+            for i in self.instances
+            if not i.is_crowd and i.area >= least
+        )
+        return AnnotatedImage(
+            self.image_id, self.file_name, self.height, self.width, objects, self.info, dict(category_ids)
+        )
 
 
 class InstanceFile:

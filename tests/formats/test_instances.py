@@ -100,3 +100,14 @@ def test_flaws_are_named(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         list(InstanceFile(path))
     assert str(path) in str(caught.value)
+
+
+def test_an_image_is_told_by_its_visible_masks_alone(read):
+    crowd = {"segmentation": encode_rle(np.eye(SIDE, dtype=bool)), "iscrowd": 1}
+    image = read({"segmentation": square(10, 20)}, {"segmentation": square(50, 50, side=1)}, crowd)
+    annotated = image.as_annotated({"cup": 3})
+    (cup,) = annotated.objects  # one pixel of 10,000 is too little to ask about, a crowd is no object
+    assert (cup.id, cup.amodal, cup.occlusion_rate, cup.supercategory) == (0, None, None, "kitchen")
+    assert decode_rle(cup.visible).sum() == 400
+    assert (annotated.image_info, annotated.category_ids) == ({"license": 2}, {"cup": 3})
+    assert image.crowds == {"cup": "kitchen"}

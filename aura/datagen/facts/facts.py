@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from pycocotools import mask as mask_util
 
-from aura.datagen.facts.knowledge import PLURAL_NAMES, SUPERCATEGORIES, purposes_of
+from aura.datagen.facts.knowledge import PLURAL_NAMES, PURPOSES, SUPERCATEGORIES, purposes_of
 from aura.formats.occlusion import (
     MIN_HIDDEN_FRACTION,
     MIN_HIDDEN_PIXELS,
@@ -35,7 +36,8 @@ class Facts:
     read best all together. ``x`` and ``y`` [K] are centres in [0, 1] of the image. ``rates`` [K] are occlusion rates,
     NaN where the whole shape is not known. ``areas`` [K] are visible pixels. ``hidden_share`` [K, K] holds at [b, a]
     the fraction of object a's invisible region that shows object b. ``front`` [K] names for each object those that
-    occlude it, ``back`` [K] those that it occludes, both ascending.
+    occlude it, ``back`` [K] those that it occludes, both ascending. ``crowds`` are categories of which the image shows
+    more than these objects, with their supercategories: what is asked of all things of a kind is not known of them.
     """
 
     ids: tuple[int, ...]
@@ -50,6 +52,7 @@ class Facts:
     hidden_share: np.ndarray
     front: tuple[tuple[int, ...], ...]
     back: tuple[tuple[int, ...], ...]
+    crowds: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,10 +67,16 @@ class Facts:
 
     def unique(self, index: int) -> bool:
         """Whether the object is the only one of its category, so that its bare name means it."""
-        return self.categories.count(self.categories[index]) == 1
+        category = self.categories[index]
+        return category not in self.crowds and self.categories.count(category) == 1
 
     def nameable(self, indices: tuple[int, ...]) -> bool:
-        """Whether no object is named by its number among several alike, unless all of them are named."""
+        """Whether no object is named by its number among several alike, unless all of them are named.
+
+        One among a crowd of its kind has no name at all.
+        """
+        if any(self.categories[i] in self.crowds for i in indices):
+            return False
         if not self.loose.intersection(indices):
             return True
         categories = {self.categories[i] for i in indices if i in self.loose}
@@ -92,16 +101,23 @@ class Facts:
 
     @cached_property
     def purposes(self) -> dict[int, tuple[int, ...]]:
-        """Purpose number -> the objects that serve it, left to right."""
+        """Purpose number -> the objects that serve it, left to right; without those that a crowd serves too."""
         found: dict[int, list[int]] = defaultdict(list)
         for index, category in enumerate(self.categories):
             for number in purposes_of(category):
                 found[number].append(index)
-        return {number: tuple(members) for number, members in sorted(found.items())}
+        known = {number for number in found if not PURPOSES[number].categories & self.crowds.keys()}
+        return {number: tuple(found[number]) for number in sorted(known)}
+
+    def group(self, supercategory: str) -> tuple[int, ...]:
+        """The objects of a supercategory; none where a crowd of it is there too."""
+        if supercategory in self.crowds.values():
+            return ()
+        return tuple(i for i, s in enumerate(self.supercategories) if s == supercategory)
 
 
-def facts_of(image: AnnotatedImage) -> Facts:
-    """The facts that the run-length masks of an image show."""
+def facts_of(image: AnnotatedImage, crowds: Mapping[str, str] | None = None) -> Facts:
+    """The facts that the run-length masks of an image show; ``crowds`` as in :class:`Facts`."""
     objects = list(image.objects)
     boxes = np.asarray(mask_util.toBbox([o.visible for o in objects]), np.float64).reshape(-1, 4)
     centre_x = (boxes[:, 0] + boxes[:, 2] / 2) / image.width
@@ -128,6 +144,7 @@ def facts_of(image: AnnotatedImage) -> Facts:
         hidden_share=counts / np.maximum(amodal - visible, 1)[None, :],
         front=tuple(tuple(np.flatnonzero(column).tolist()) for column in matrix.T),
         back=tuple(tuple(np.flatnonzero(row).tolist()) for row in matrix),
+        crowds=dict(crowds or {}),
     )
 
 

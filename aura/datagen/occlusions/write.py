@@ -29,7 +29,7 @@ from aura.datagen.occlusions.stock import SPLITS, Stock, fill_stock, shuffled
 from aura.datagen.offline.generator import GENERATOR, VERSION, generate_conversations
 from aura.files import write_json, write_parts
 from aura.formats.amodal_reason_seg import FORMAT_VERSION, annotation_record, conversation_record, image_record
-from aura.formats.instances import InstanceFile, InstanceImage
+from aura.formats.instances import MIN_ANNOTATED, InstanceFile, InstanceImage
 from aura.formats.pictures import write_jpeg
 from aura.formats.sources import AnnotatedImage, with_occluders
 from aura.masks import decode_rle, encode_rle
@@ -41,8 +41,6 @@ IDS_PER_SPLIT = 10_000_000
 """Image ids of train start at 1, of val at so many, of test at twice as many."""
 OBJECTS_PER_IMAGE = 100
 """Annotation ids of an image start at its id times so many; what does not fit is not annotated."""
-MIN_ANNOTATED = 0.0004
-"""Objects smaller than this fraction of the image are not annotated, unless they were laid over it."""
 ATTEMPTS = 4
 """Random states that are tried for a scene before its photograph is passed over."""
 
@@ -286,7 +284,9 @@ def _written(
         recipe.category_ids,
     )
     first = image_id * OBJECTS_PER_IMAGE
-    conversations = generate_conversations(image, pairs=recipe.pairs_per_image, seed=recipe.seed, first_id=first)
+    conversations = generate_conversations(
+        image, pairs=recipe.pairs_per_image, seed=recipe.seed, first_id=first, crowds=photo.crowds
+    )
     return {
         "image": image_record(image),
         "annotations": [annotation_record(o, image_id, recipe.category_ids[o.category]) for o in image.objects],
@@ -295,7 +295,7 @@ def _written(
 
 
 def _annotated(scene: Scene, first_id: int) -> tuple[AmodalObject, ...]:
-    """The scene's objects as records, the pasted ones first where there are too many."""
+    """The scene's objects as records, but small ones of the photograph; the pasted first where there are too many."""
     least = MIN_ANNOTATED * scene.pixels[..., 0].size
     pasted_from = len(scene.objects) - scene.num_pasted
     chosen = [o for n, o in enumerate(scene.objects) if o.visible_area >= (1 if n >= pasted_from else least)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from aura.formats.sources import AnnotatedImage
 from aura.types import Conversation, Turn
 
 GENERATOR = "offline"
-VERSION = "3"
+VERSION = "4"
 MAX_PER_KIND = 2
 """Turns of one kind in an image while other kinds are left."""
 NUMBERS = ("one", "two", "three", "four")
@@ -23,7 +23,12 @@ SEVERAL = 0.5
 
 
 def generate_conversations(
-    image: AnnotatedImage, *, pairs: int = 10, seed: int, first_id: int = 0
+    image: AnnotatedImage,
+    *,
+    pairs: int = 10,
+    seed: int,
+    first_id: int = 0,
+    crowds: Mapping[str, str] | None = None,
 ) -> list[Conversation]:
     """``pairs`` question-answer pairs about ``image``: single questions, and two conversations of two or three turns.
 
@@ -36,12 +41,14 @@ def generate_conversations(
         pairs: Turns in all.
         seed: Any non-negative integer; combined with the image id.
         first_id: Id of the first conversation; the others follow.
+        crowds: Categories of which more is in the picture than ``objects`` says, with their supercategories. Nothing
+            is asked whose answer they would belong to.
     """
     if pairs < 1:
         raise ValueError(f"pairs must be positive, got {pairs}")
     if not image.objects:
         return []
-    writer = _Writer(facts_of(image), np.random.default_rng([seed, image.image_id]))
+    writer = _Writer(facts_of(image, crowds), np.random.default_rng([seed, image.image_id]))
     lengths = _lengths(pairs, writer.rng)
     written: list[list[Turn]] = [turns for length in lengths if (turns := writer.conversation(length))]
     missing = pairs - sum(map(len, written))

@@ -80,14 +80,14 @@ def ideas_of(facts: Facts, *, counted: bool = False) -> list[Idea]:
 def spare_ideas(facts: Facts) -> list[Idea]:
     """Ideas for images that leave little to ask: what is there, and objects by their number from the left."""
     ideas = ideas_of(facts, counted=True)
-    if len(facts) <= MAX_OBJECTS:
+    if len(facts) <= MAX_OBJECTS and not facts.crowds:
         ideas.append(_plain("everything", tuple(range(len(facts))), 0.1))
     return ideas
 
 
 def _sayable(facts: Facts, idea: Idea, counted: bool = False) -> bool:
     distinct = len(set(idea.objects)) == len(idea.objects)
-    named = counted or facts.nameable(idea.objects)
+    named = facts.nameable(idea.objects) or (counted and not facts.crowds)
     return distinct and 1 <= len(idea.objects) <= MAX_OBJECTS and named
 
 
@@ -119,7 +119,7 @@ def _purpose_ideas(facts: Facts) -> Iterator[Idea]:
             words = {**verbs, "degree": degree(facts.rates[focus])}
             yield Idea("use_degree", members, parts, words, 0.5)
     for supercategory, things in GROUPS.items():
-        members = tuple(i for i, s in enumerate(facts.supercategories) if s == supercategory)
+        members = facts.group(supercategory)
         if members:
             yield _plain("group", members, 0.6 if len(members) == 1 else 3.0, things=things)
     yield from _two_uses(facts)
@@ -191,13 +191,13 @@ def _relation_ideas(facts: Facts) -> Iterator[Idea]:
 def _groups(facts: Facts) -> Iterator[tuple[str, tuple[int, ...], float]]:
     """Descriptions of at least two objects, with their weight."""
     for supercategory, things in GROUPS.items():
-        members = tuple(i for i, s in enumerate(facts.supercategories) if s == supercategory)
+        members = facts.group(supercategory)
         if len(members) > 1:
             yield f"the {things}", members, 1.5
     for number, members in facts.purposes.items():
         if len(members) > 1:
             yield PURPOSES[number].things, members, 1.0
-    if len(facts) > 1:
+    if len(facts) > 1 and not facts.crowds:
         yield "all these things", tuple(range(len(facts))), 1.0
 
 
@@ -241,7 +241,7 @@ def _pair_ideas(facts: Facts) -> Iterator[Idea]:
 
 def _place_ideas(facts: Facts) -> Iterator[Idea]:
     places = (facts.x, facts.y)
-    for side, axis, upper in SIDES:
+    for side, axis, upper in () if facts.crowds else SIDES:
         members = tuple(i for i, v in enumerate(places[axis]) if (v > 0.5) == upper)
         if members and min(abs(v - 0.5) for v in places[axis]) >= PLACE_MARGIN / 2 and len(members) < len(facts):
             yield _plain("side", members, 0.5, side=side, things=side)
@@ -265,6 +265,8 @@ def _state_ideas(facts: Facts) -> Iterator[Idea]:
         if members:
             yield _plain(kind, members, weight)
 
+    if facts.crowds:
+        return
     yield from split("visible", FULLY_VISIBLE, RATE_MARGIN, 0.8, above=False)
     yield from split("hidden", FULLY_VISIBLE, RATE_MARGIN, 0.8)
     yield from split("mostly_hidden", 0.6 - RATE_MARGIN, 0.6, 0.8)

@@ -226,7 +226,7 @@ def test_other_images_get_other_questions_for_the_same_seed():
 def test_ids_and_provenance():
     conversations = generate_conversations(corpus()[3][0], seed=5, first_id=40)
     assert [c.id for c in conversations] == list(range(40, 40 + len(conversations)))
-    assert all(dict(c.provenance) == {"generator": "offline", "version": "3", "seed": 5} for c in conversations)
+    assert all(dict(c.provenance) == {"generator": "offline", "version": "4", "seed": 5} for c in conversations)
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 6, 17])
