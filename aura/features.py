@@ -5,8 +5,9 @@ Nothing is imported from above: what a model, a processor and a cache must offer
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from aura.types import ImageFeatures, Sample
@@ -64,6 +66,21 @@ class Cache(Protocol):
 def fingerprint(model: Encoder, processor: ImageReader) -> str:
     """Tells these encoders (weights, dtype, layer) and this preprocessing from others; a cache is kept for one."""
     return model.encoder_fingerprint() + processor.image_fingerprint()
+
+
+def weights_fingerprint(modules: Iterable[nn.Module], about: str = "") -> str:
+    """16 hex digits that tell the weights and dtypes of ``modules``, and what is said ``about`` them, from others.
+
+    Up to 4096 evenly spread values of every tensor are hashed. Weights that agree on those are the same for any
+    practical purpose. A 7B model takes a moment, not a minute.
+    """
+    digest = hashlib.sha256(about.encode())
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            flat = tensor.detach().flatten()
+            digest.update(flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def encode_images(model: Encoder, images: Sequence[Pixels]) -> list[ImageFeatures]:

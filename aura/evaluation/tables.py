@@ -126,6 +126,22 @@ def range_label(bucket: Mapping[str, Any]) -> str:
     return "0 %" if bucket["to"] == 0 else f"{100 * bucket['above']:g}-{100 * bucket['to']:g} %"
 
 
+def overview_table(reports: Mapping[str, Figures]) -> Table:
+    """One row per report with the figures that a reader compares first; the reports may be of different data."""
+    rows = []
+    for name, figures in reports.items():
+        gious = (figures[region]["giou_object"] for region in ("visible", "amodal", "amodal_from_visible", "invisible"))
+        counts = (figures[key] for key in ("num_images", "num_objects"))
+        accuracy = percent(figures["seg_count_accuracy"])
+        rows.append((name, figures["protocol"], *map(str, counts), *map(percent, gious), accuracy))
+    return Table(
+        "gIoU per object, %",
+        (("", 2), ("", 2), ("gIoU", 4), ("[SEG] count", 1)),
+        ("Method", "Protocol", "images", "objects", "visible", "amodal", REFERENCE, "invisible", "correct"),
+        tuple(rows),
+    )
+
+
 def all_tables(reports: Mapping[str, Figures], giou: GiouOver = "image") -> list[Table]:
     """Every table of ``reports``, the paper's first; ``giou`` is what its gIoU is the mean over."""
     return [main_table(reports, giou), *(make(reports) for make in (region_table, average_table, occlusion_table))]

@@ -7,7 +7,6 @@ V vocabulary, H hidden size, C SAM's channels, g side of SAM's embedding grid, h
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
 import sys
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel, SamModel
 
+from aura.features import weights_fingerprint
 from aura.machine.chunks import in_chunks
 from aura.model import segmentation
 from aura.model.configuration import AuraConfig
@@ -302,19 +302,10 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         return sizes
 
     def encoder_fingerprint(self) -> str:
-        """16 hex digits that tell these frozen encoders (weights, dtype, chosen layer) from others.
-
-        Up to 4096 evenly spread values of every tensor are hashed. Weights that agree on those are the same for any
-        practical purpose. A 7B model takes a moment, not a minute.
-        """
+        """16 hex digits that tell these frozen encoders (weights, dtype, chosen layer) from others."""
         llava = self.config.llava_config
-        digest = hashlib.sha256(json.dumps([llava.vision_feature_layer, llava.vision_feature_select_strategy]).encode())
-        for encoder in (self.image_encoder, self.mllm.vision_tower):
-            for name, tensor in encoder.state_dict().items():
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                flat = tensor.detach().flatten()
-                digest.update(flat[:: max(1, flat.numel() // 4096)].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        read = json.dumps([llava.vision_feature_layer, llava.vision_feature_select_strategy])
+        return weights_fingerprint((self.image_encoder, self.mllm.vision_tower), read)
 
 
 def _part_of(name: str) -> str:
