@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class SamAlone:
 
     def __init__(self, sam: SamModel) -> None:
         self.sam = sam
-        self.sam_image_size = int(sam.config.vision_config.image_size)
+        self.sam_image_size = _side(sam)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +114,7 @@ class BoxScorer:
         An object whose whole shape is unknown has no amodal box, and no amodal score.
         """
         height, width = image_size(sample.image_path, f"image {sample.image_id}: ")
-        geometry = sam_geometry(height, width, int(self.sam.config.vision_config.image_size))
+        geometry = sam_geometry(height, width, _side(self.sam))
         asked = {i for c in sample.conversations for turn in c.turns for i in turn.objects}
         for kind, scorer in self._scorers.items():
             truth: dict[int, Rle] = {o.id: m for o in sample.objects if o.id in asked and (m := getattr(o, kind))}
@@ -125,6 +125,12 @@ class BoxScorer:
     def reports(self, name: str) -> dict[Kind, Report]:
         """By kind; ``name`` is the SAM's in the tables."""
         return {kind: scorer.report(f"{name}, true {kind} box") for kind, scorer in self._scorers.items()}
+
+
+def _side(sam: SamModel) -> int:
+    """Of its square input, in pixels."""
+    vision: Any = sam.config.vision_config
+    return int(vision.image_size)
 
 
 def _answers(sample: Sample, kind: Kind, seen: Mapping[int, np.ndarray]) -> dict[TurnKey, PredictedAnswer]:
