@@ -77,6 +77,11 @@ def object_rows(reply: Reply) -> list[list[Any]]:
     return rows
 
 
+def _as_sent(payload: Any) -> str | None:
+    """The uploaded file itself: Gradio's own reading would lose 16-bit shades and what is transparent."""
+    return None if payload is None else payload.path
+
+
 def build(demo: Demo) -> Any:
     """The page, a ``gradio.Blocks``."""
     import gradio as gr
@@ -105,6 +110,7 @@ def build(demo: Demo) -> Any:
         session = gr.State(None)
         with gr.Row(equal_height=True):
             image = gr.Image(type="filepath", label="Image", height=420)
+            image.preprocess = _as_sent
             overlay = gr.Image(label="Answer", height=420, interactive=False, buttons=["download", "fullscreen"])
         talk = gr.Chatbot(label="Conversation", height=260, buttons=["copy"])
         question = gr.Textbox(

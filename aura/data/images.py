@@ -7,8 +7,7 @@ part that was trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from aura.data.photos import as_rgb
+from aura.formats.decoding import as_rgb, open_picture, read_picture
 from aura.types import ImageGeometry
 
 ClipResize = Literal["crop", "pad", "squash", "corner"]
@@ -29,7 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "") -> Image.Image:
-    """``source`` as a fully decoded RGB image: transparent pixels white, 16-bit values divided by 256.
+    """``source`` as a fully decoded RGB image, as :mod:`aura.formats.decoding` reads all of them.
 
     An EXIF orientation is **not** applied: masks of annotated data refer to the stored pixels. Callers that show a
     photograph to a person rotate it first (``PIL.ImageOps.exif_transpose``).
@@ -42,7 +41,7 @@ def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "")
         ValueError: A file that is missing or cannot be decoded (named), or an array of another shape or type.
     """
     if isinstance(source, Image.Image):
-        return as_rgb(source)
+        return as_rgb(source, f"{context}the image")
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
             raise ValueError(
@@ -50,25 +49,13 @@ def load_image(source: Image.Image | np.ndarray | str | Path, context: str = "")
                 f"got {source.dtype} {list(source.shape)}"
             )
         return Image.fromarray(source).convert("RGB")
-    with _open(Path(source), context) as image:
-        return as_rgb(image)
+    return read_picture(source, context)
 
 
 def image_size(path: str | Path, context: str = "") -> tuple[int, int]:
     """(height, width) from the file's header, without decoding the pixels; errors as :func:`load_image`."""
-    with _open(Path(path), context) as image:
+    with open_picture(path, context) as image:
         return image.height, image.width
-
-
-@contextmanager
-def _open(path: Path, context: str) -> Iterator[Image.Image]:
-    if not path.is_file():
-        raise ValueError(f"{context}the image file {path} does not exist; check the image folder")
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{context}the image file {path} cannot be decoded ({error}); replace the file") from error
 
 
 def sam_geometry(height: int, width: int, size: int) -> ImageGeometry:

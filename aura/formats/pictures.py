@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from aura.formats.decoding import decoded, open_stream
 
 ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -59,17 +61,13 @@ def examine(path: Path) -> PictureFacts:
     except OSError as error:
         return PictureFacts(flaw=f"cannot be read ({error.strerror})")
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with open_stream(io.BytesIO(data), "") as picture:
             width, height = picture.size
-            orientation = picture.getexif().get(ORIENTATION, UPRIGHT)
-            if picture.mode == "F":
-                return PictureFacts(flaw="holds floating-point numbers")
             picture.draft(picture.mode, (1, 1))  # a JPEG is read to its end all the same, in two thirds of the time
-            picture.load()
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
-        unknown = isinstance(error, UnidentifiedImageError)
-        told = "no kind of picture that is known" if unknown else " ".join(str(error).split()) or type(error).__name__
-        return PictureFacts(flaw=f"cannot be decoded ({told})")
+            decoded(picture, "")
+            orientation = picture.getexif().get(ORIENTATION, UPRIGHT)
+    except ValueError as error:
+        return PictureFacts(flaw=str(error).strip().partition(";")[0])
     turned = orientation if orientation in range(1, 9) else UPRIGHT
     return PictureFacts(height, width, turned, hashlib.sha256(data).hexdigest())
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from aura.data.photos import as_rgb
+from aura.formats.decoding import loaded, open_picture, read_picture
 from aura.mini.scenes import Background, Cutout
 
 DEFAULT_ASSETS = Path(__file__).resolve().parents[2] / "data" / "mini_assets"
@@ -28,7 +28,8 @@ def load_cutouts(directory: str | Path | None = None) -> list[Cutout]:
     root = _existing(directory, DEFAULT_ASSETS / "cutouts", "cut-outs")
     cutouts = []
     for path in _pictures(root, "cut-outs: RGBA pictures as category/name.png or name.png"):
-        picture = _open(path)
+        with open_picture(path) as opened:
+            picture = loaded(opened, str(path))
         if "A" not in picture.getbands() and "transparency" not in picture.info:
             raise ValueError(f"{path}: this picture has no alpha channel; a cut-out needs a transparent background")
         rgba = np.asarray(_no_larger(picture.convert("RGBA")))
@@ -56,7 +57,7 @@ def load_backgrounds(directory: str | Path | None = None) -> list[Background]:
     backgrounds = []
     for path in _pictures(root, "photographs"):
         name = path.relative_to(root).with_suffix("").as_posix()
-        picture = _no_larger(as_rgb(ImageOps.exif_transpose(_open(path))))
+        picture = _no_larger(read_picture(path, upright=True))
         backgrounds.append(Background(name, name.split("__")[0], np.asarray(picture)))
     return backgrounds
 
@@ -103,13 +104,4 @@ def _pictures(root: Path, wanted: str) -> list[Path]:
 def _no_larger(picture: Image.Image) -> Image.Image:
     """A camera's picture of many megapixels would only cost memory."""
     picture.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
-    return picture
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable picture ({error})") from error
     return picture

@@ -61,6 +61,19 @@ def test_without_gradio_the_remedy_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == "aura.chat.web: Gradio is not installed; pip install .[web]\n"
 
 
+def test_a_picture_comes_as_it_was_sent(tmp_path):
+    gradio = pytest.importorskip("gradio")
+    from gradio.data_classes import ImageData
+
+    page = web.build(Demo(Assistant()))
+    image = next(b for b in page.blocks.values() if isinstance(b, gradio.Image) and b.label == "Image")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    Image.new("RGBA", (60, 40)).save(tmp_path / "clear.png")
+    for name in ("phone.heic", "clear.png"):
+        path = str(tmp_path / name)
+        assert image.preprocess(ImageData(path=path, orig_name=name)) == path
+
+
 def test_the_page_is_served_and_answers(tmp_path):
     gradio = pytest.importorskip("gradio")
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")

@@ -79,8 +79,8 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "notes.png").write_text("not an image")
     for name, message in {
         "cut.jpg": "damaged",
-        "empty.jpg": "not an image that can be read",
-        "notes.png": "not an image that can be read",
+        "empty.jpg": "the file is empty",
+        "notes.png": "no kind of picture that is known",
         "gone.png": "does not exist",
         ".": "is not an image file",
     }.items():

@@ -191,7 +191,7 @@ def _broken(folder: Path) -> None:
         (_without_alpha, r"a\.png: this picture has no alpha"),
         (_opaque, r"a\.png: opaque everywhere"),
         (_transparent, r"a\.png: nothing in this picture"),
-        (_broken, r"a\.png: not a readable picture"),
+        (_broken, r"a\.png cannot be decoded"),
     ],
 )
 def test_unusable_cutouts_are_named(tmp_path: Path, make: Callable[[Path], None], problem: str) -> None:

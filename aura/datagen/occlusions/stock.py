@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from aura.datagen.occlusions.compose import Cutout
+from aura.formats.decoding import read_picture
 from aura.formats.instances import Instance, InstanceFile, InstanceImage
 from aura.formats.pictures import find_picture
 from aura.masks import decode_rle, rle_bbox
@@ -130,11 +130,7 @@ class Stock:
     def pixels(self, image: InstanceImage) -> np.ndarray:
         """The picture as stored, uint8 RGB [H, W, 3]; errors as in :meth:`cutout`."""
         path = find_picture(self.images, image.file_name)
-        try:
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable picture ({error}); check --images") from error
+        pixels = np.asarray(read_picture(path))
         if pixels.shape[:2] != (image.height, image.width):
             raise ValueError(
                 f"{path}: the picture is {pixels.shape[0]} x {pixels.shape[1]} (height x width), the record of image "

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from fastapi import Path as PathParameter
 from fastapi.responses import Response
-from PIL import Image
 
 from aura.datagen.review.layers import mask_layer
 from aura.datagen.review.member import Id, Reading, not_found
+from aura.formats.decoding import open_picture, read_picture
 
 MAX_NUMBER = 10_000
 """Objects of a picture that can have a number."""
-PICTURE_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
+PICTURE_TYPES = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+}
+"""Kinds of files that a browser shows, if they are plain: neither transparent nor deep nor animated."""
+PLAIN_MODES = ("1", "L", "P", "RGB")
 
 router = APIRouter()
 
@@ -33,12 +43,28 @@ def picture(member: Reading, image_id: Id) -> Response:
     try:
         if not inside:
             raise OSError("outside of the picture folders")
-        with Image.open(path) as opened:
-            kind = PICTURE_TYPES[opened.format or ""]
-        content = path.read_bytes()
-    except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError):
+        kind, content = for_browser(path)
+    except (OSError, ValueError):
         return not_found(member, "The picture's file is missing or no picture.")
     return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+
+def for_browser(path: Path) -> tuple[str, bytes]:
+    """Media type and content of a picture: the file itself, or else a PNG of the pixels that a model sees.
+
+    Raises:
+        ValueError: As :func:`aura.formats.decoding.read_picture`.
+    """
+    with open_picture(path) as opened:
+        kind = PICTURE_TYPES.get(opened.format or "", "")
+        # The second picture in a telephone's file (MPO) is its own matter; browsers show the first.
+        moves = opened.format != "MPO" and getattr(opened, "is_animated", False)
+        plain = opened.mode in PLAIN_MODES and not opened.has_transparency_data and not moves
+    if kind and plain:
+        return kind, path.read_bytes()
+    buffer = io.BytesIO()
+    read_picture(path).save(buffer, "PNG")
+    return "image/png", buffer.getvalue()
 
 
 @router.get("/images/{image_id}/objects/{object_id}/{kind}-{index}.png")

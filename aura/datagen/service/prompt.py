@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from aura.datagen.facts.facts import Facts, facts_of
 from aura.datagen.facts.grammar import degree
 from aura.datagen.records import GenerationRequest, PairDraft
+from aura.formats.decoding import decoded, open_picture
 from aura.formats.sources import AnnotatedImage
 from aura.types import SEG_TOKEN
 
@@ -248,29 +249,18 @@ def _pair_text(pair: PairDraft) -> str:
 
 def _picture(request: GenerationRequest, side: int) -> Image.Image:
     where, path = f"image {request.image.image_id}", request.picture
-    if not path.is_file():
-        raise ValueError(f"{where}: the image file {path} does not exist; check the image folder")
-    try:
-        with Image.open(path) as opened:
-            size, wanted = opened.size, (request.image.width, request.image.height)
-            if size != wanted:
-                raise _WrongSize(
-                    f"{where}: {path} is {size[0]} x {size[1]} pixels but its annotations are made for "
-                    f"{wanted[0]} x {wanted[1]}; use the original image"
-                )
-            target = sent_size(*size, side)
-            if target != size:
-                opened.draft("RGB", target)
-                return opened.convert("RGB").resize(target, Image.Resampling.LANCZOS)
-            return opened.convert("RGB")
-    except _WrongSize:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where}: the image file {path} cannot be decoded ({error}); replace the file") from error
-
-
-class _WrongSize(ValueError):
-    pass
+    with open_picture(path, f"{where}: ") as opened:
+        size, wanted = opened.size, (request.image.width, request.image.height)
+        if size != wanted:
+            raise ValueError(
+                f"{where}: {path} is {size[0]} x {size[1]} pixels but its annotations are made for "
+                f"{wanted[0]} x {wanted[1]}; use the original image"
+            )
+        target = sent_size(*size, side)
+        if target != size:
+            opened.draft("RGB", target)
+        picture = decoded(opened, f"{where}: {path}")
+    return picture if picture.size == target else picture.resize(target, Image.Resampling.LANCZOS)
 
 
 def _data_url(picture: Image.Image, quality: int) -> str:

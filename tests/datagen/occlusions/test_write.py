@@ -126,4 +126,4 @@ def test_flaws_are_told_in_one_line(photos, tmp_path, capsys):
     empty.mkdir()
     given[0] = f"--images={empty}"
     assert MAIN([f"--annotations={photos / 'instances.json'}", *given]) == 2
-    assert "not a readable picture" in capsys.readouterr().err
+    assert "012.png does not exist" in capsys.readouterr().err

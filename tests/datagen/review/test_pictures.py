@@ -8,10 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from aura.datagen.review.layers import LONGEST, mask_layer
+from aura.datagen.review.pictures import for_browser
 from aura.drawing.typesetting import PALETTE
+from aura.formats.decoding import read_picture
 from aura.masks import decode_rle, encode_rle
 from aura.types import AmodalObject
 
@@ -38,6 +41,27 @@ def test_pictures_come_from_their_folder_and_are_pictures(project: Project, tmp_
         assert browser.client.get(address).status_code in (404, 422)
     for address in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py"):
         assert browser.client.get(address).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["clear.png", "deep.png", "print.jpg", "scan.tiff", "moving.gif", "phone.jpg"])
+def test_a_browser_gets_the_pixels_that_a_model_sees(tmp_path: Path, name: str):
+    colour = np.tile(np.arange(0, 250, 5, np.uint8), (20, 1))
+    plain = Image.fromarray(np.dstack([colour, colour[:, ::-1], colour]))
+    made = {
+        "clear.png": lambda: Image.fromarray(np.dstack([np.asarray(plain), colour])),
+        "deep.png": lambda: Image.fromarray(colour.astype(np.uint16) * 257),
+        "print.jpg": lambda: plain.convert("CMYK"),
+        "moving.gif": lambda: plain.convert("P"),
+    }
+    more = [Image.new("RGB", (50, 20), "blue")]
+    options = {"save_all": True, "append_images": more} if name in ("moving.gif", "phone.jpg") else {}
+    form = {"format": "MPO"} if name == "phone.jpg" else {}
+    made.get(name, lambda: plain)().save(tmp_path / name, **form, **options)
+    kind, content = for_browser(tmp_path / name)
+    assert kind == ("image/jpeg" if name == "phone.jpg" else "image/png")
+    shown = Image.open(io.BytesIO(content))
+    assert shown.mode == "RGB" and getattr(shown, "n_frames", 1) == (2 if name == "phone.jpg" else 1)
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(read_picture(tmp_path / name)))
 
 
 def test_layers_show_the_masks_in_the_colours_of_the_text():
