@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from aura.files import read_text
+from aura.formats.decoding import loaded, open_picture
 from aura.formats.pictures import picture_size
 from aura.formats.questions import AskedImage, Question, number_of, visible_object
 from aura.formats.reading import Flaws, read_json
@@ -79,10 +79,10 @@ class LabelMaps:
 
     def _read(self, path: Path) -> AskedImage:
         try:
-            with Image.open(path) as picture:
-                values = np.array(picture)
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: cannot be decoded ({' '.join(str(error).split())}); unpack it again") from error
+            with open_picture(path) as picture:
+                values = np.array(loaded(picture, f"{path}:"))
+        except ValueError as error:
+            raise ValueError(f"{error}; unpack it again") from error
         if values.ndim != 2:
             raise ValueError(f"{path}: a label map has one number a pixel, this picture has {values.shape[-1]} colours")
         photo = self.images / f"{path.stem}.jpg"
@@ -140,6 +140,8 @@ def read_classes(path: str | Path, layout: Layout) -> dict[int, str]:
         lines = [re.fullmatch(pattern, line.strip()) for line in read_text(path).splitlines()]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no text in UTF-8 ({error}); is this the right file?") from error
     found = {int(line[1]): _first(line[2]) for line in lines if line}
     if not found:
         wanted = "objectInfo150.txt or a JSON list of names" if layout == "ade20k" else "labels.txt"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from aura.formats.decoding import decoded, open_stream
+from aura.formats.decoding import decoded, open_picture, open_stream
 
 ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -78,13 +78,10 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         ValueError: No such file, or no picture.
     """
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be decoded ({' '.join(str(error).split())})") from error
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    with open_picture(path) as picture:
+        return picture.height, picture.width
 
 
 def picture_flaw(picture: Picture, facts: PictureFacts, *, option: str = "--images") -> str | None:
