@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aura.files import read_text
-from aura.formats.decoding import loaded, open_picture
+from aura.formats.decoding import loaded, open_stream
 from aura.formats.pictures import picture_size
 from aura.formats.questions import AskedImage, Question, number_of, visible_object
 from aura.formats.reading import Flaws, read_json
@@ -79,7 +79,7 @@ class LabelMaps:
 
     def _read(self, path: Path) -> AskedImage:
         try:
-            with open_picture(path) as picture:
+            with open_stream(path, f"{path}:") as picture:
                 values = np.array(loaded(picture, f"{path}:"))
         except ValueError as error:
             raise ValueError(f"{error}; unpack it again") from error
