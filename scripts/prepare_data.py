@@ -1,16 +1,17 @@
 #!/usr/bin/env python
 """Turn a data set of the field into AmodalReasonSeg's format, so that it can be trained on or evaluated.
 
-    python scripts/prepare_data.py reason_seg --data ReasonSeg --split train --out data/reason_seg/train.json
-    python scripts/prepare_data.py refer --data refcoco --by unc --split val --images train2014 --out refcoco.json
-    python scripts/prepare_data.py instances --annotations lvis_v1_train.json --images coco --out data/lvis.json
-    python scripts/prepare_data.py label_maps --layout cocostuff --labels stuffthingmaps/train2017 \\
-        --classes labels.txt --images coco/train2017 --out data/cocostuff.json
-    python scripts/prepare_data.py llava --annotations llava_instruct_150k.json --images train2017 --out data/llava.json
+  reasonseg  ReasonSeg, LISA's instructions with polygons
+  refer      RefCOCO, RefCOCO+, RefCOCOg, RefCLEF, gRefCOCO: referring expressions
+  instances  COCO, LVIS, PACO: where is every object of a category?
+  labels     ADE20K, COCO-Stuff, Mapillary: the class of each pixel
+  llava      LLaVA-Instruct: conversations without masks
+
+    python scripts/prepare_data.py reasonseg --data ReasonSeg --split val --for evaluation --out data/val.json
 
 With --for evaluation questions, answers and masks are those of LISA's evaluation. The whole shape of an object is
 unknown in all these sets. The same input gives the same bytes. The file appears whole or not at all. Exit code 0:
-written; 2: it could not be (one line says why).
+written; 2: it could not be (one line says why). More, and where the sets come from: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         own.set_defaults(make=make)
         return own
 
-    own = add("reason_seg", "ReasonSeg, LISA's instructions with polygons", _reason_seg)
+    own = add("reasonseg", "ReasonSeg, LISA's instructions with polygons", _reason_seg)
     own.add_argument("--data", type=Path, required=True, metavar="DIR", help="ReasonSeg, with train/, val/, ...")
     own.add_argument("--split", required=True, metavar="NAME", help="train, val or test: its folder")
     own.add_argument("--queries", choices=("all", "short", "long"), default="all", help="phrases or sentences alone")
@@ -88,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO's instances file")
     own.add_argument("--images", type=Path, required=True, metavar="DIR", help="of the pictures (for LVIS: coco)")
     own.add_argument("--most", type=int, default=6, metavar="N", help="objects that one question means (%(default)s)")
-    own = add("label_maps", "ADE20K, COCO-Stuff, Mapillary: the class of each pixel", _label_maps)
+    own = add("labels", "ADE20K, COCO-Stuff, Mapillary: the class of each pixel", _label_maps)
     own.add_argument("--layout", choices=("ade20k", "cocostuff", "mapillary"), required=True)
     own.add_argument("--labels", type=Path, required=True, metavar="DIR", help="of the maps, NAME.png")
     own.add_argument("--images", type=Path, required=True, metavar="DIR", help="of the pictures, NAME.jpg")

@@ -3,6 +3,10 @@
     python scripts/reproduce_table.py --table 2 --mini                 the mini benchmark, three seeds
     python scripts/reproduce_table.py --table 1 --predictions C2F-Seg=theirs.json
     python scripts/reproduce_table.py --table 4 --launcher "deepspeed --hostfile hosts.txt" --dry-run
+    python scripts/reproduce_table.py --table reason_seg --report val=runs/aura_7b/reason_seg_val
+
+--table reason_seg and --table refcoco are LISA's tables 1 and 2: they train nothing and put the reports of eval.py, one
+for each split, under LISA's rows.
 
 Start it in the clone's folder. A sweep that was stopped goes on with the same command: finished runs are found, an
 unfinished one continues from its checkpoint. Rows that tables share are trained once. See docs/reproduce.md.
@@ -19,11 +23,12 @@ from pathlib import Path
 from typing import get_args
 
 from aura.config import GiouOver, Protocol
-from aura.evaluation.report import combine
+from aura.evaluation.report import combine, read_figures
 from aura.evaluation.scoring import load_predictions, score
 from aura.evaluation.tables import Figures
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
-from aura.reproduction import results
+from aura.reproduction import lisa, results
+from aura.reproduction.lisa import LISA_TABLES
 from aura.reproduction.paper import TABLES
 from aura.reproduction.runs import CONFIGS, Run, Setting, plan
 from aura.reproduction.sweep import Stopped, dry_run, sweep
@@ -35,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="reproduce_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", type=int, required=True, choices=sorted(TABLES))
+    parser.add_argument("--table", type=_table, required=True, choices=[*sorted(TABLES), *LISA_TABLES])
     parser.add_argument("--mini", action="store_true", help="on the mini benchmark, at small size")
     parser.add_argument("--seeds", type=_seeds, help="such as 0,1,2 (default: 0; with --mini 0,1,2)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run folders (runs/tables or runs/tables_mini)")
@@ -65,15 +70,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at once, each with its share of the cores; for CPUs"
     )
+    parser.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        metavar="SPLIT=DIR",
+        help="of LISA's tables: a report.json or its folder, as of val, test, test_short, refcoco_testA; repeatable",
+    )
     parser.add_argument("--found", action="store_true", help="train nothing, show what is finished")
     parser.add_argument("--dry-run", action="store_true", help="print the commands in their order")
     options = parser.parse_args(argv)
     if options.mini and options.table in (4, 5):
         parser.exit(2, f"{parser.prog}: {NO_MINI}\n")
+    if options.report and options.table not in LISA_TABLES:
+        parser.error(f"--report is for the tables {' and '.join(LISA_TABLES)}")
     for key in ("limit", "jobs"):
         if (value := getattr(options, key)) is not None and value < 1:
             parser.error(f"--{key} must be positive, got {value}")
     return options
+
+
+def _table(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
 def _seeds(text: str) -> list[int]:
@@ -128,6 +146,26 @@ def score_predictions(options: argparse.Namespace, setting: Setting) -> dict[str
     return figures
 
 
+def show_lisa(options: argparse.Namespace) -> None:
+    """One of LISA's tables, with our reports below; ValueError names what is wrong."""
+    table, reports = LISA_TABLES[options.table], {}
+    for entry in options.report:
+        split, separator, path = entry.partition("=")
+        if not separator or split in reports:
+            raise ValueError(f"--report takes SPLIT=DIR, each split once, got {entry!r}")
+        reports[split] = read_figures(path)
+    results.show([lisa.beside(table, lisa.ours(table, reports))])
+    remarks = [
+        f"{split}: {found['num_images']} images, {found['num_objects']} masks, {found['protocol']}"
+        for split, found in reports.items()
+    ]
+    for line in remarks:
+        print(line)
+    if reports:
+        files = lisa.write(options.out or options.runs or Path("runs/tables"), options.table, table, reports, remarks)
+        print("written:", ", ".join(map(str, files)))
+
+
 def report(options: argparse.Namespace, runs: list[Run], figures: dict[str, Figures], failures: list[str]) -> None:
     table, note = TABLES[options.table], ", mini benchmark" if options.mini else ""
     found = results.collect(table, runs, figures)
@@ -152,6 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0; 1 if a run failed; 2 for what the user can mend; 128 + the signal that stopped it."""
     options = parse(argv)
     try:
+        if options.table in LISA_TABLES:
+            show_lisa(options)
+            return 0
         setting = setting_of(options)
         seeds = options.seeds or ([0, 1, 2] if options.mini else [0])
         runs = plan(TABLES[options.table].variants, seeds, setting)

@@ -100,7 +100,7 @@ def test_answers_without_objects_are_evaluated(tiny_model, processor, talks, exp
 
 def test_a_reasonseg_split_is_evaluated(tiny_model, processor, prepare, tmp_path):
     root = reason_seg(tmp_path / "ReasonSeg")
-    val = prepare("reason_seg", "--data", root, "--split", "val", purpose="evaluation")
+    val = prepare("reasonseg", "--data", root, "--split", "val", purpose="evaluation")
     assert inspect(val, processor.text, Findings(None), quiet=True).bad == []
     figures = evaluate(tiny_model, processor, val, "teacher_forced", progress=False).as_dict()
     assert (figures["num_images"], figures["num_answers"], figures["num_objects"]) == (2, 2, 2)

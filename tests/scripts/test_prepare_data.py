@@ -32,12 +32,12 @@ def turns(dataset) -> list[tuple[str, str, tuple[int, ...]]]:
 
 def test_reason_seg(tmp_path, capsys):
     root = reason_seg(tmp_path / "ReasonSeg")
-    train = prepared(tmp_path / "train.json", "reason_seg", "--data", root, "--split", "train")
+    train = prepared(tmp_path / "train.json", "reasonseg", "--data", root, "--split", "train")
     assert "2 images, 2 objects, 7 pairs, 0.71 objects an answer" in capsys.readouterr().out
     assert len(train[0].conversations) == 6  # two instructions: plain, explained, and explained without a mask
     val = prepared(
         tmp_path / "val.json",
-        "reason_seg",
+        "reasonseg",
         "--data",
         root,
         "--split",
@@ -56,7 +56,7 @@ def test_reason_seg_keeps_what_is_ignored(tmp_path):
     root = reason_seg(tmp_path / "ReasonSeg")
     content = json.loads((root / "val" / "c.json").read_text())
     written(root / "val" / "c.json", content | {"shapes": [*content["shapes"], square("ignore", 20, 0, 29, 9)]})
-    val = prepared(tmp_path / "val.json", "reason_seg", "--data", root, "--split", "val", "--for", "evaluation")
+    val = prepared(tmp_path / "val.json", "reasonseg", "--data", root, "--split", "val", "--for", "evaluation")
     assert decode_rle(val[0].ignore).sum() == 100 and val[1].ignore is None
 
 
@@ -106,7 +106,7 @@ def test_label_maps(tmp_path):
     names = written(tmp_path / "names.json", ["wall"])
     found = prepared(
         tmp_path / "ade.json",
-        *("label_maps", "--layout", "ade20k", "--labels", tmp_path / "maps", "--classes", names),
+        *("labels", "--layout", "ade20k", "--labels", tmp_path / "maps", "--classes", names),
         *("--images", tmp_path / "photos"),
     )
     ((question, answer, _),) = turns(found)
@@ -127,14 +127,14 @@ def test_llava(tmp_path, capsys):
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     root = reason_seg(tmp_path / "ReasonSeg")
     for name in ("a.json", "b.json"):
-        prepared(tmp_path / name, "reason_seg", "--data", root, "--split", "train")
+        prepared(tmp_path / name, "reasonseg", "--data", root, "--split", "train")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 def test_a_file_that_is_there_is_kept_without_force(tmp_path, capsys):
     root, out = reason_seg(tmp_path / "ReasonSeg"), tmp_path / "val.json"
     out.write_text("mine")
-    arguments = ["reason_seg", "--data", str(root), "--split", "val", "--out", str(out)]
+    arguments = ["reasonseg", "--data", str(root), "--split", "val", "--out", str(out)]
     assert MAIN(arguments) == 2 and out.read_text() == "mine"
     assert "is there already; --force replaces it" in capsys.readouterr().err
     assert MAIN([*arguments, "--force"]) == 0 and out.read_text() != "mine"
@@ -156,7 +156,7 @@ def test_bad_records_stop_or_are_left_out_with_a_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("reason_seg", "--data", "none", "--split", "val"), "none/val: no NAME.jpg there"),
+        (("reasonseg", "--data", "none", "--split", "val"), "none/val: no NAME.jpg there"),
         (("refer", "--data", "none", "--by", "unc", "--split", "val", "--images", "none"), "none: no refs(unc).p or"),
         (("instances", "--annotations", "none.json", "--images", "none"), "none.json: cannot be read"),
         (("llava", "--annotations", "none.json", "--images", "none"), "none.json: cannot be read"),
