@@ -132,7 +132,7 @@ def fill_cache(
 
     While the model encodes one batch, ``workers`` threads read the images of the next and one thread stores the last.
     (Threads read as fast as processes would: decoding and resizing leave Python's lock to others.) On a GPU, fp32
-    encoders multiply in TF32, whose error is that of the float16 they are kept in.
+    encoders multiply in TF32, whose error is that of the float16 they are kept in (not under ``train.deterministic``).
 
     Call it before DeepSpeed takes the model: ZeRO 3 would have to gather the encoders for every image. Then let all
     processes meet, and call ``cache.refresh()`` to see what the others have encoded.
@@ -194,7 +194,7 @@ def _ahead(
 @contextmanager
 def _tf32(device: torch.device) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
         torch.set_float32_matmul_precision("high")
     try:
         yield

@@ -73,7 +73,14 @@ def spatial_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -
     Returns:
         fp32 [n].
     """
+    if targets.dtype == torch.int64 and logits.is_cuda and torch.are_deterministic_algorithms_enabled():
+        targets = _as_shares(targets)  # torch's own loss of classes per pixel has no deterministic form on a GPU
     return _pixel_mean(F.cross_entropy(logits.float(), targets, reduction="none"), valid)
+
+
+def _as_shares(classes: Tensor) -> Tensor:
+    """The same targets as class probabilities: [n, H, W] -> fp32 [n, 3, H, W]."""
+    return (classes[:, None] == torch.arange(3, device=classes.device)[:, None, None]).float()
 
 
 def _pixel_mean(losses: Tensor, valid: Tensor | None) -> Tensor:

@@ -234,6 +234,8 @@ class TrainSettings:
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
             ``auto`` does so where the plan (:mod:`aura.plan`) says that the run would fill the device otherwise.
         seed: Seed of weights, data order and dropout.
+        deterministic: The same numbers again on the same machine, bit for bit, also on a GPU: operations that add in
+            any order are replaced or refused, and nothing is multiplied in TF32. Slower. A CPU needs it not.
         log_every: Optimizer steps between log lines.
         validate_every: Optimizer steps between validations; 0 never validates.
         validate_images: Images per validation; ``null`` takes the whole split.
@@ -265,6 +267,7 @@ class TrainSettings:
     offload_optimizer: bool = False
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     seed: int = 0
+    deterministic: bool = False
     log_every: int = 10
     validate_every: int = 500
     validate_images: int | None = 100

@@ -37,7 +37,12 @@ class Rescaling(nn.Module):
 
     @torch.no_grad()
     def standardize(self, states: torch.Tensor) -> None:
-        """Bring states like these [N, H] to mean 0 and standard deviation 1 in each dimension."""
+        """Bring states like these [N, H] to mean 0 and standard deviation 1 in each dimension.
+
+        Fewer than two states have no deviation and change nothing.
+        """
+        if len(states) < 2:
+            return
         mean, deviation = states.float().mean(0), states.float().std(0).clamp(min=1e-3)
         self.weight.copy_(1 / deviation)
         self.bias.copy_(-mean / deviation)

@@ -85,7 +85,7 @@ def align_projector(
 
 @torch.no_grad()
 def rescale_states(model: AuraModel, batches: Iterable[Batch], quiet: bool = False) -> None:
-    """Set the rescaling of the ``[SEG]`` states by those of ``batches``."""
+    """Set the rescaling of the ``[SEG]`` states by those of ``batches``. Batches without any do not count."""
     states: list[torch.Tensor] = []
     rescaling = model.prompt_encoder.rescaling
     assert rescaling is not None
@@ -94,11 +94,13 @@ def rescale_states(model: AuraModel, batches: Iterable[Batch], quiet: bool = Fal
     try:
         model.eval()
         for batch in tqdm(batches, desc="looking at [SEG] states", disable=quiet):
-            model(batch.to(model.device))
+            if len(batch.seg_image):  # without objects the model decodes a stand-in, whose state is 0
+                model(batch.to(model.device))
     finally:
         hook.remove()
         model.train(was_training)
-    rescaling.standardize(torch.cat(states))
+    if states:
+        rescaling.standardize(torch.cat(states))
 
 
 @torch.no_grad()

@@ -236,17 +236,22 @@ def identity(
     records and of the frozen weights (which are not in a checkpoint), and every setting but :data:`MAY_CHANGE`, by
     dotted key. Call it before DeepSpeed takes the model.
     """
+    return {
+        PROCESSES: process.world_size,
+        "training records": f"{len(samples)} images, digest {records_digest(samples)[:12]}",
+        FROZEN: frozen_digest(model),
+        **_settings(config),
+    }
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Every setting but :data:`MAY_CHANGE`, by dotted key."""
     sections = dataclasses.asdict(config)
     chosen = {
         name: {key: value for key, value in sections[name].items() if key not in free}
         for name, free in MAY_CHANGE.items()
     }
-    return {
-        PROCESSES: process.world_size,
-        "training records": f"{len(samples)} images, digest {records_digest(samples)[:12]}",
-        FROZEN: frozen_digest(model),
-        **_flatten(json.loads(json.dumps(chosen))),  # as JSON gives them back, so that they can be compared
-    }
+    return _flatten(json.loads(json.dumps(chosen)))  # as JSON gives them back, so that they can be compared
 
 
 PROCESSES, ACCUMULATION = "number of processes", "train.accumulation"
@@ -285,7 +290,8 @@ def read_continuable(checkpoint: Path, now: Mapping[str, Any]) -> dict[str, Any]
         ValueError: Something that matters is different now; the message gives both values.
     """
     state = read_state(checkpoint)
-    then = state["identity"]
+    # A setting that came after the checkpoint was written had the value that is now its default.
+    then = {**_settings(Config()), **state["identity"]}
     before, after = (facts[PROCESSES] * facts[ACCUMULATION] for facts in (then, now))
     keys = [key for key in {**then, **now} if before != after or key not in (PROCESSES, ACCUMULATION)]
     changed = [f"{key}: {then.get(key)} -> {now.get(key)}" for key in keys if now.get(key) != then.get(key)]

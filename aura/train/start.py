@@ -9,6 +9,7 @@ from aura.machine import ranks
 from aura.model.configuration import DTYPES
 from aura.train import engine
 from aura.train.checkpoint import Checkpoints
+from aura.train.determinism import deterministic
 from aura.train.owner import owned
 from aura.train.peers import watched
 from aura.train.randomness import seed_everything
@@ -29,14 +30,15 @@ def train(config: Config) -> int:
         ValueError: Something the settings name is missing or does not fit; the message says what to do.
         FloatingPointError: A loss was not finite.
     """
-    process = engine.start_process(config.train)
-    try:
-        with watched(process, config.train.timeout_minutes), owned(config.train.output_dir):
-            return _train(config, process)
-    except OSError as error:
-        raise ValueError(str(error)) from error  # it names the file and what the system says of it
-    finally:
-        engine.stop_process()
+    with deterministic(config.train.deterministic):
+        process = engine.start_process(config.train)
+        try:
+            with watched(process, config.train.timeout_minutes), owned(config.train.output_dir):
+                return _train(config, process)
+        except OSError as error:
+            raise ValueError(str(error)) from error  # it names the file and what the system says of it
+        finally:
+            engine.stop_process()
 
 
 def _train(config: Config, process: engine.Process) -> int:

@@ -10,7 +10,7 @@ import torch
 from transformers import SamModel
 
 from aura.model import folded_decoder, segmentation
-from aura.model.segmentation import PromptEncoder
+from aura.model.segmentation import PromptEncoder, Rescaling
 
 RENAMES = [
     ("iou_prediction_head.layers.0", "iou_prediction_head.proj_in"),
@@ -171,3 +171,10 @@ def test_rescaled_states_have_mean_zero_and_deviation_one(twin):
     expected = (states - states.mean(0)) / states.std(0)
     torch.testing.assert_close(encoder.rescaling(states), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(encoder(states), plain(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_states_of_a_single_object_or_all_alike_are_rescaled_to_finite_ones():
+    for states in (torch.randn(1, 8), torch.ones(5, 8)):
+        rescaling = Rescaling(8)
+        rescaling.standardize(states)
+        assert rescaling(states).isfinite().all()

@@ -136,3 +136,16 @@ def test_states_are_rescaled_by_what_the_model_makes_of_the_data(make_model, mak
     seen = model.prompt_encoder.rescaling(torch.cat(states))
     assert_close(seen.mean(0), torch.zeros(seen.shape[1]), atol=1e-4, rtol=0)
     assert_close(seen.std(0), torch.ones(seen.shape[1]), atol=1e-3, rtol=0)
+
+
+def test_a_stand_in_for_no_object_does_not_count_among_the_states(make_model, make_sample):
+    model = make_model(rescale_states=True)
+    none, some = collate([make_sample([[12]], seg=0)]), collate([make_sample([[12], [9]], image_id=1, seg=2)])
+    rescale_states(model, [some], quiet=True)
+    expected = {name: value.clone() for name, value in model.prompt_encoder.rescaling.state_dict().items()}
+    for parameter, value in zip(model.prompt_encoder.rescaling.parameters(), (1.0, 0.0), strict=True):
+        parameter.data.fill_(value)
+    rescale_states(model, [none], quiet=True)
+    assert model.prompt_encoder.rescaling.is_new
+    rescale_states(model, [none, some], quiet=True)
+    assert_close(model.prompt_encoder.rescaling.state_dict(), expected, rtol=0, atol=0)

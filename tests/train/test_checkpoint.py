@@ -204,6 +204,16 @@ def test_where_things_lie_may_change(checkpoints, engine):
     assert read_continuable(saved, identity(moved, checkpoints.process, [], engine.module))["step"] == 1
 
 
+def test_a_setting_that_came_later_had_its_default(checkpoints, engine):
+    step(engine)
+    facts = identity(CONFIG, checkpoints.process, [], engine.module)
+    del facts["train.deterministic"]
+    saved = checkpoints.save(engine, {"identity": facts, "best": None}, {})
+    assert read_continuable(saved, identity(CONFIG, checkpoints.process, [], engine.module))["step"] == 1
+    with pytest.raises(ValueError, match=r"train\.deterministic: False -> True"):
+        read_continuable(saved, identity(changed(deterministic=True), checkpoints.process, [], engine.module))
+
+
 def test_the_number_of_processes_may_change_if_a_step_sees_as_many_images(checkpoints, engine):
     step(engine)
     state = {"identity": identity(changed(accumulation=4), checkpoints.process, [], engine.module), "best": None}
