@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ import numpy as np
 from aura.config import Protocol
 from aura.evaluation.metrics import AnswerScore, ObjectScore, blank, pair_by_overlap, score_object
 from aura.evaluation.report import Report
-from aura.files import read_text
-from aura.masks import decode_rle
+from aura.files import read_text, to_json, write_parts
+from aura.masks import decode_rle, encode_rle
 from aura.types import AmodalObject, MaskPair, Masks, Rle, Sample, SegRecord, kinds_of
 
 Mask = Rle | np.ndarray
@@ -167,7 +167,8 @@ def score(
             turns = sum(conversation == key[0] for conversation, _ in lengths)
             raise ValueError(f"{where}: the conversation has {turns} turns, numbered from 0")
         if prediction.index < 0 or (protocol == "teacher_forced" and prediction.index >= lengths[key]):
-            raise ValueError(f"{where}: the true answer has {lengths[key]} [SEG], numbered from 0")
+            more = "; --protocol generated_matched takes answers of any length" if prediction.index > 0 else ""
+            raise ValueError(f"{where}: the true answer has {lengths[key]} [SEG], numbered from 0{more}")
         if prediction.index in given[key]:
             raise ValueError(f"{where}: the same place was already given by {given[key][prediction.index][0]}")
         given[key][prediction.index] = (where, prediction)
@@ -280,6 +281,27 @@ def load_predictions(path: str | Path) -> list[Prediction]:
     for number, prediction in enumerate(predictions):
         _check_alike(prediction, predictions[0].kinds, f"{path}: {_name(number, prediction)}")
     return predictions
+
+
+def save_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
+    """Write what :func:`load_predictions` reads; the file appears whole or not at all."""
+
+    def parts() -> Iterator[str]:
+        before = "["
+        for p in predictions:
+            masks = {"visible": p.visible, "amodal": p.amodal}
+            row = {key: getattr(p, key) for key in _PLACE} | {k: _as_rle(m) for k, m in masks.items() if m is not None}
+            if p.occlusion_rate is not None:
+                row["occlusion_rate"] = p.occlusion_rate
+            yield f"{before}\n{to_json(row, compact=True)}"
+            before = ","
+        yield "[]\n" if before == "[" else "\n]\n"
+
+    write_parts(path, parts())
+
+
+def _as_rle(mask: Mask) -> Rle:
+    return encode_rle(mask) if isinstance(mask, np.ndarray) else mask
 
 
 def _parse(row: Any, where: str) -> Prediction:

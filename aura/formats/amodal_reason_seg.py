@@ -150,6 +150,10 @@ class AmodalReasonSeg(Sequence[Sample]):
         """What the records say about each image's picture."""
         return self._samples.pictures()
 
+    def categories(self) -> dict[int, str]:
+        """Number -> name."""
+        return self._samples.categories()
+
     def digest(self) -> str:
         """Of the images' ids and their conversations, in their order."""
         return self._samples.digest()

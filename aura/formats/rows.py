@@ -116,6 +116,9 @@ class Rows(Sequence[Sample]):
         rows = self._database().execute("SELECT id, file_name, height, width FROM images ORDER BY position")
         return (Picture(number, find_picture(self.images, name), height, width) for number, name, height, width in rows)
 
+    def categories(self) -> dict[int, str]:
+        return {number: name for number, (name, _) in self._names.items()}
+
     def digest(self) -> str:
         return self._digest
 

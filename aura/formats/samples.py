@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +138,13 @@ class RecordParser:
 class ListedSamples(list[Sample]):
     """The samples of a parsed file, all in memory, and what can be asked of them (:mod:`aura.data.selection`)."""
 
+    def __init__(self, samples: Iterable[Sample], names: Names) -> None:
+        super().__init__(samples)
+        self._names = names
+
+    def categories(self) -> dict[int, str]:
+        return {number: name for number, (name, _) in self._names.items()}
+
     def conversation_counts(self) -> NDArray[np.int64]:
         return np.array([len(sample.conversations) for sample in self], dtype=np.int64)
 
@@ -171,7 +178,8 @@ def samples_of(root: Mapping[str, Any], reader: RecordReader, folder: Path) -> L
                 objects[image_id].append(parser.object(record, number))
             else:
                 conversations[image_id].append(parser.conversation(record, number))
-    return ListedSamples(
+    made = (
         parser.sample(parser.image(record, number), folder, objects[number], conversations[number], names)
         for number, record in images.items()
     )
+    return ListedSamples(made, names)

@@ -55,8 +55,8 @@ def members(path: str | Path, lists: Collection[str]) -> Iterator[Member]:
             yield key, None, _value(path, first, events)
 
 
-def items(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """(position, item) of a JSON file that is one list.
+def items(path: str | Path, hint: str = "is this file in the right format?") -> Iterator[tuple[int, Any]]:
+    """(position, item) of a JSON file that is one list; ``hint`` ends the error about a file that is none.
 
     Raises:
         ValueError: No such file, not JSON, or no list at the top.
@@ -66,7 +66,7 @@ def items(path: str | Path) -> Iterator[tuple[int, Any]]:
     event, value = next(events)
     if event != "start_array":
         kind = "object" if event == "start_map" else type(value).__name__
-        raise ValueError(f"{path}: expected a JSON list of records, got a {kind}; is this file in the right format?")
+        raise ValueError(f"{path}: expected a JSON list of records, got a {kind}; {hint}")
     for position, begin in enumerate(iter(partial(next, events), ("end_array", None))):
         place[0] = f"item {position}: "
         yield position, _value(path, begin, events)

@@ -6,6 +6,7 @@ import json
 import runpy
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,3 +63,37 @@ def test_wrong_calls_end_with_one_line(data, tmp_path, capsys):
         assert "--masks visible or amodal is needed" in capsys.readouterr().err
     assert main(["--data", str(tmp_path / "no.json"), "--to", "coco_amodal", "--out", str(tmp_path / "o.json")]) == 2
     assert "no.json: cannot be read" in capsys.readouterr().err
+
+
+def test_a_method_that_answers_what_was_exported_scores_one(data, tmp_path, capsys):
+    score = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "score_predictions.py"))["main"]
+    for form in ("lisa_reasonseg", "glamm_gcg", "coco_instances"):
+        out = tmp_path / ("coco.json" if form.startswith("coco") else form)
+        assert main(["--data", str(data), "--to", form, "--masks", "visible", "--out", str(out)]) == 0
+    (tmp_path / "png").mkdir()
+    (tmp_path / "json").mkdir()
+    for picture in (tmp_path / "lisa_reasonseg").rglob("*.jpg"):
+        pixels = np.zeros(np.asarray(Image.open(picture)).shape[:2], np.uint8)
+        for shape in json.loads(picture.with_suffix(".json").read_text())["shapes"]:
+            cv2.fillPoly(pixels, np.array([shape["points"]], np.int32), 255)
+        Image.fromarray(pixels).save(tmp_path / "png" / f"{picture.stem}_mask_0.png")
+    for entry in json.loads(next((tmp_path / "glamm_gcg").rglob("*train.json")).read_text()):
+        masks = [rle for grounding in entry["groundings"].values() for rle in grounding["rle_masks"]]
+        record = {"image_id": entry["file_name"][:-4], "caption": "", "phrases": [], "pred_masks": masks}
+        (tmp_path / "json" / f"{record['image_id']}.json").write_text(json.dumps(record))
+    results = [{**a, "score": 1.0} for a in json.loads((tmp_path / "coco.json").read_text())["annotations"]]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for method, path in (("lisa", "png"), ("glamm", "json"), ("vrsp", "results.json")):
+        call = [
+            "--data",
+            str(data),
+            "--from",
+            method,
+            "--visible",
+            str(tmp_path / path),
+            "--out",
+            str(tmp_path / method),
+        ]
+        assert score(call) == 0
+        figures = json.loads((tmp_path / method / "report.json").read_text())
+        assert set(figures["visible"].values()) == {1.0} and set(figures["amodal"].values()) == {None}

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aura.evaluation.report import combine, read_figures
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.sources import AnnotatedImage
-from aura.masks import encode_rle
+from aura.masks import decode_rle, encode_rle
 from aura.types import AmodalObject, Conversation, Turn
 
 main = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "score_predictions.py"))["main"]
@@ -106,3 +107,54 @@ def test_missing_files_end_with_one_line(data, tmp_path, capsys) -> None:
     assert main(["--data", str(data), "--predictions", predictions, "--compare", "x"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert "no.json" in lines[0] and "no.json" in lines[1] and "NAME=REPORT" in lines[2] and len(lines) == 3
+
+
+def test_files_of_another_method_with_the_policy_in_the_table(data, tmp_path, capsys) -> None:
+    numbers = {c["name"]: c["id"] for c in json.loads(data.read_text())["categories"]}
+    paths = {}
+    for kind, masks in (("visible", (VISIBLE, FRONT)), ("amodal", (AMODAL, FRONT))):
+        results = [
+            {"image_id": 1, "category_id": numbers[name], "segmentation": mask, "score": 0.75, "bbox": [0, 0, 9, 9]}
+            for name, mask in zip(("bus", "tree"), masks, strict=True)
+        ]
+        paths[kind] = tmp_path / f"coco_instances_{kind}_results.json"
+        paths[kind].write_text(json.dumps(results))
+    both = ["--visible", str(paths["visible"]), "--amodal", str(paths["amodal"])]
+    saved, out = tmp_path / "matched.json", tmp_path / "out"
+    call = ["--data", str(data), "--from", "vrsp", "--name", "VRSP", *both, "--save", str(saved), "--out", str(out)]
+    assert main(call) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 2 masks stand for 2 of 2 asked places" in printed
+    policy = "by best visible IoU and category"
+    assert f"| VRSP (matched {policy}) | teacher_forced | 100.00 |" in (out / "report.md").read_text()
+    assert json.loads((out / "matching.json").read_text())["matched"] == policy
+    assert main(["--data", str(data), "--predictions", str(saved), "--out", str(tmp_path / "again")]) == 0
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (out, tmp_path / "again")]
+    assert reports[0] == reports[1] and reports[0]["amodal"]["giou_object"] == 1
+
+
+def test_methods_of_one_kind_of_mask_make_one_row_of_two_files(data, tmp_path, capsys) -> None:
+    for kind, mask in (("visible", VISIBLE), ("amodal", AMODAL)):
+        (tmp_path / kind).mkdir()
+        np.save(tmp_path / kind / "c3_t0.npy", decode_rle(mask))
+        call = ["--data", str(data), "--from", "lisa", f"--{kind}", str(tmp_path / kind), "--out", str(tmp_path / kind)]
+        assert main(call) == 0
+    figures = combine(*(read_figures(tmp_path / kind) for kind in ("visible", "amodal")))
+    assert figures["visible"]["giou_object"] == figures["amodal"]["giou_object"] == 0.5  # the tree is missed
+
+
+def test_answers_that_are_too_long_are_told_of_the_protocol(data, tmp_path, capsys) -> None:
+    np.save(tmp_path / "c3_t0.npy", np.stack([decode_rle(m) for m in (FRONT, VISIBLE, AMODAL)]))
+    call = ["--data", str(data), "--from", "masks", "--visible", str(tmp_path)]
+    assert main(call) == 2
+    assert "the true answer has 2 [SEG], numbered from 0; --protocol generated_matched" in capsys.readouterr().err
+    assert main([*call, "--protocol", "generated_matched"]) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--from", "coco"], ["--visible", "x"], ["--predictions", "x", "--from", "coco"]]
+)
+def test_either_our_form_or_theirs(data, capsys, options) -> None:
+    with pytest.raises(SystemExit):
+        main(["--data", str(data), *options])
+    assert "give --predictions FILE, or --from NAME with --visible PATH" in capsys.readouterr().err
