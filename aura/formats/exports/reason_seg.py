@@ -70,7 +70,7 @@ def export_reason_seg(
 def _written(
     samples: Iterable[Sample], folder: Path, account: Account, kind: MaskKind, pictures: Pictures, first_turns: bool
 ) -> Iterator[dict[str, Any]]:
-    """Write each question's files; its entry of ``explanatory/train.json``."""
+    """Write each question's files; its entry of ``explanatory/train.json``, if its answer has words."""
     for sample in samples:
         checked = False
         for question in questions_of(sample, kind, account, first_turns=first_turns):
@@ -81,7 +81,8 @@ def _written(
             (folder / f"{question.name}.json").write_text(to_json(question_record(question, kind)), encoding="utf-8")
             turn = question.turn
             answer = _SEG.sub("", turn.answer).strip()
-            yield {"image": f"{question.name}.jpg", "query": turn.question, "outputs": answer}
+            if any(map(str.isalnum, answer)):
+                yield {"image": f"{question.name}.jpg", "query": turn.question, "outputs": answer}
 
 
 def question_record(question: Question, kind: MaskKind) -> dict[str, Any]:

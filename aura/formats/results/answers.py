@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aura.formats.pickles import ARRAYS, read_plain_pickle
 from aura.formats.reading import RecordReader, read_json_object, to_rle
 from aura.formats.results.coco import read_coco_results
 from aura.formats.results.found import FoundMask, as_arrays, by_name, mask_of_array, once
 from aura.formats.streaming import items
 from aura.masks import whole_number
 from aura.types import Rle
+
+_MAX_BYTES = 1 << 35
+"""Of PSALM's list: it holds two whole masks for each question."""
 
 
 def read_glamm(path: str | Path) -> list[FoundMask]:
@@ -105,7 +108,7 @@ def read_psalm(path: str | Path) -> list[FoundMask]:
     path = Path(path)
     if path.suffix != ".pkl":
         return read_coco_results(path)
-    rows = _unpickled(path)
+    rows = read_plain_pickle(path, names=ARRAYS, max_bytes=_MAX_BYTES)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: expected a list of predictions, got {type(rows).__name__} {rows!r:.40}")
     return once(_psalm_rows(path, rows), path)
@@ -118,28 +121,3 @@ def _psalm_rows(path: Path, rows: list[Any]) -> Iterator[FoundMask]:
             raise ValueError(f"{where}: 'pred' and 'name' are needed; PSALM's eval_grefcoco.py writes both")
         arrays = as_arrays(row["pred"], where)
         yield from by_name(row["name"], [(where, mask_of_array(array, where)) for array in arrays], where)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Loads lists, texts, numbers and numpy arrays, and refuses every other name, so that no code of a file runs."""
-
-    _ALLOWED = frozenset(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-    ) | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, and only numpy arrays are read")
-        return super().find_class(module, name)
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return _ArraysOnly(file).load()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}: is not PSALM's list of predictions ({error}); is it the right file?") from error

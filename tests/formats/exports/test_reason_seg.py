@@ -12,7 +12,8 @@ from PIL import Image
 
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.exports.reason_seg import export_reason_seg
-from aura.masks import encode_rle
+from aura.formats.reason_seg import ReasonSegFolder
+from aura.masks import decode_rle, encode_rle
 
 
 def export(dataset, folder, **options):
@@ -153,3 +154,18 @@ def test_an_empty_target_is_named(dataset, tmp_path):
     damaged = AmodalReasonSeg.load(tmp_path / "empty.json")
     with pytest.raises(ValueError, match="image 4, annotation 8: its visible mask is empty; drop the object"):
         export(damaged, tmp_path / "out", kind="visible")
+
+
+def test_our_own_reader_of_reason_seg_takes_it_back(dataset, masks, tmp_path):
+    export(dataset, tmp_path / "lisa", kind="visible")
+    home = tmp_path / "lisa" / "reason_seg" / "Ours"
+    read = {
+        asked.image.file_name: asked
+        for asked in ReasonSegFolder(home / "train", explanations=home / "explanatory" / "train.json")
+    }
+    asked = read["c3_t0.jpg"]
+    (target,), (question,) = asked.image.objects, asked.questions
+    truth = masks("visible")
+    assert (decode_rle(target.visible) == truth[7] | truth[8]).all() and asked.image.ignore is None
+    assert question.text == "What could I ride, and what hides it?" and question.is_sentence
+    assert len(read) == 4
