@@ -47,7 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="how a picture comes beside each question: a hard link where the disk allows it, or a copy (%(default)s)",
     )
     parser.add_argument("--first-turns", action="store_true", help="leave out questions that follow others")
+    parser.add_argument(
+        "--first-object", action="store_true", help="ReasonSeg's target is an answer's first object, not all of them"
+    )
     options = parser.parse_args(arguments)
+    if options.first_object and options.to != "lisa_reasonseg":
+        parser.error("--first-object is for lisa_reasonseg; the other forms keep objects apart")
     if (options.masks is None) == (options.to != "coco_amodal"):
         parser.error("--masks visible or amodal is needed, and for coco_amodal, which has both, is not")
     try:
@@ -78,7 +83,7 @@ def export(options: argparse.Namespace) -> Account:
     if options.to == "glamm_gcg":
         return export_gcg(samples, options.out, names=object_names, **shared)
     name = options.name or f"AmodalReasonSeg_{options.masks}"
-    return export_reason_seg(samples, options.out, name=name, **shared)
+    return export_reason_seg(samples, options.out, name=name, first_object=options.first_object, **shared)
 
 
 if __name__ == "__main__":

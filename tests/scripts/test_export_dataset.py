@@ -52,7 +52,10 @@ def test_every_form(data, tmp_path, capsys, form, masks, out, made):
 
 def test_a_name_and_a_split(data, tmp_path, capsys):
     arguments = ["--data", str(data), "--to", "lisa_reasonseg", "--masks", "visible", "--out", str(tmp_path / "lisa")]
-    assert main([*arguments, "--name", "Ours", "--split", "val", "--pictures", "copy", "--first-turns"]) == 0
+    assert (
+        main([*arguments, "--name", "Ours", "--split", "val", "--pictures", "copy", "--first-turns", "--first-object"])
+        == 0
+    )
     assert (tmp_path / "lisa" / "reason_seg" / "Ours" / "val" / "c3_t0.jpg").is_file()
 
 
@@ -61,6 +64,9 @@ def test_wrong_calls_end_with_one_line(data, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["--data", str(data), "--out", str(tmp_path / "o.json"), *options])
         assert "--masks visible or amodal is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--data", str(data), "--out", str(tmp_path / "o.json"), "--to", "coco_amodal", "--first-object"])
+    assert "--first-object is for lisa_reasonseg" in capsys.readouterr().err
     assert main(["--data", str(tmp_path / "no.json"), "--to", "coco_amodal", "--out", str(tmp_path / "o.json")]) == 2
     assert "no.json: cannot be read" in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ Pictures = Literal["link", "copy"]
 UNKNOWN_SHAPE = "an object's whole shape is not known"
 NO_OBJECT = "the answer names no object"
 LATER_TURN = "a later turn of a conversation"
+LATER_OBJECT = "an object after the first of its answer"
 
 
 @dataclass
@@ -56,8 +57,13 @@ class Question:
         return question_name(self.conversation, self.number)
 
 
-def questions_of(sample: Sample, kind: MaskKind, account: Account, *, first_turns: bool) -> Iterator[Question]:
+def questions_of(
+    sample: Sample, kind: MaskKind, account: Account, *, first_turns: bool, first_object: bool = False
+) -> Iterator[Question]:
     """The turns of a sample that can be exported; the others are counted.
+
+    ``first_turns`` leaves out those that follow others of their conversation, ``first_object`` all objects of an answer
+    but its first.
 
     Raises:
         ValueError: A mask is empty or damaged.
@@ -65,7 +71,7 @@ def questions_of(sample: Sample, kind: MaskKind, account: Account, *, first_turn
     known = {o.id: o for o in sample.objects}
     for conversation in sample.conversations:
         for number, turn in enumerate(conversation.turns):
-            objects = tuple(known[i] for i in turn.objects)
+            objects = tuple(known[i] for i in (turn.objects[:1] if first_object else turn.objects))
             masks = [mask_of(o, kind, sample) for o in objects]
             found = tuple(mask for mask in masks if mask is not None)
             reason = LATER_TURN if first_turns and number else UNKNOWN_SHAPE if len(found) < len(masks) else NO_OBJECT
@@ -73,6 +79,8 @@ def questions_of(sample: Sample, kind: MaskKind, account: Account, *, first_turn
                 account.left_out[reason] += 1
                 continue
             account.written += 1
+            if len(objects) < len(turn.objects):
+                account.left_out[LATER_OBJECT] += len(turn.objects) - len(objects)
             yield Question(sample, conversation.id, number, turn, objects, found)
 
 

@@ -39,6 +39,7 @@ def export_reason_seg(
     split: str,
     pictures: Pictures = "link",
     first_turns: bool = False,
+    first_object: bool = False,
 ) -> Account:
     """Write ``out/reason_seg/NAME/SPLIT``; it appears whole or not at all.
 
@@ -50,6 +51,7 @@ def export_reason_seg(
         split: ``train`` comes with ``explanatory/train.json``.
         pictures: Hard links or copies.
         first_turns: Leave out questions that follow others of their conversation.
+        first_object: Only an answer's first object is the target, not the union.
 
     Raises:
         ValueError: The split is there already, a picture is missing or does not fit, or a mask is empty.
@@ -57,7 +59,12 @@ def export_reason_seg(
     account = Account("questions")
     home = out / "reason_seg" / name
     with whole_folder(home / split) as folder:
-        explanations = _written(samples, folder, account, kind, pictures, first_turns)
+        questions = (
+            question
+            for sample in samples
+            for question in questions_of(sample, kind, account, first_turns=first_turns, first_object=first_object)
+        )
+        explanations = _written(questions, folder, kind, pictures)
         if split == "train":
             (home / "explanatory").mkdir(exist_ok=True)
             write_parts(home / "explanatory" / "train.json", _listed(explanations))
@@ -68,21 +75,19 @@ def export_reason_seg(
 
 
 def _written(
-    samples: Iterable[Sample], folder: Path, account: Account, kind: MaskKind, pictures: Pictures, first_turns: bool
+    questions: Iterable[Question], folder: Path, kind: MaskKind, pictures: Pictures
 ) -> Iterator[dict[str, Any]]:
     """Write each question's files; its entry of ``explanatory/train.json``, if its answer has words."""
-    for sample in samples:
-        checked = False
-        for question in questions_of(sample, kind, account, first_turns=first_turns):
-            if not checked:
-                check_picture(sample)
-                checked = True
-            place_picture(sample.image_path, folder / f"{question.name}.jpg", pictures)
-            (folder / f"{question.name}.json").write_text(to_json(question_record(question, kind)), encoding="utf-8")
-            turn = question.turn
-            answer = _SEG.sub("", turn.answer).strip()
-            if any(map(str.isalnum, answer)):
-                yield {"image": f"{question.name}.jpg", "query": turn.question, "outputs": answer}
+    checked: Sample | None = None
+    for question in questions:
+        if question.sample is not checked:
+            checked = question.sample
+            check_picture(checked)
+        place_picture(checked.image_path, folder / f"{question.name}.jpg", pictures)
+        (folder / f"{question.name}.json").write_text(to_json(question_record(question, kind)), encoding="utf-8")
+        answer = _SEG.sub("", question.turn.answer).strip()
+        if any(map(str.isalnum, answer)):
+            yield {"image": f"{question.name}.jpg", "query": question.turn.question, "outputs": answer}
 
 
 def question_record(question: Question, kind: MaskKind) -> dict[str, Any]:

@@ -107,6 +107,13 @@ def test_what_is_left_out_is_counted(dataset, tmp_path):
     assert account.lines()[0] == "2 questions"
 
 
+def test_the_target_may_be_the_first_object_alone(dataset, masks, tmp_path):
+    account = export(dataset, tmp_path, first_object=True)
+    items = lisa_items(str(tmp_path), "Ours|train")
+    assert (items["c3_t0.jpg"]["mask"] == masks("amodal")[7]).all()
+    assert account.written == 3 and account.left_out["an object after the first of its answer"] == 2
+
+
 def test_pictures_are_links_or_copies_of_the_same_bytes(dataset, tmp_path):
     for how in ("link", "copy"):
         export(dataset, tmp_path / how, pictures=how)
