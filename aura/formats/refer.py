@@ -154,8 +154,11 @@ class ReferFolder:
         sentences = reader.records(record, "sentences") if "sentences" in record else None
         if not sentences:
             raise reader.error(where, "'sentences' must be a list of at least one sentence; leave the ref out")
-        texts = tuple(reader.text(s, "sent", f"{where}, sentence {n}").strip().lower() for n, s in enumerate(sentences))
-        return Reference(number, image_id, tuple(dict.fromkeys(objects)), texts)
+        texts = []
+        for place, sentence in enumerate(sentences):
+            with self.flaws.leaving_out():
+                texts.append(reader.text(sentence, "sent", f"{where}, sentence {place}").strip().lower())
+        return Reference(number, image_id, tuple(dict.fromkeys(objects)), tuple(texts))
 
     def _refuse_strays(self) -> None:
         """A ref may be about an image of the file only."""

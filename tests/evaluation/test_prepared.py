@@ -90,7 +90,9 @@ def test_images_with_and_without_objects_share_a_batch(tiny_model, processor, ta
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_answers_without_objects_are_evaluated(tiny_model, processor, talks, expressions, protocol):
     options = {"progress": False, "max_new_tokens": 4}
-    figures = evaluate(tiny_model, processor, talks, protocol, **options).as_dict()
+    report = evaluate(tiny_model, processor, talks, protocol, **options)
+    figures = report.as_dict()
+    assert report.tables()[0].rows[0][0] == report.name
     assert (figures["num_images"], figures["num_answers"], figures["num_objects"]) == (2, 4, 0)
     assert figures["seg_count_accuracy"] is not None
     mixed = evaluate(tiny_model, processor, expressions, protocol, **options).as_dict()

@@ -97,6 +97,13 @@ def test_bad_refs_can_be_left_out(tmp_path):
     assert len(flaws.told) == 3
 
 
+def test_a_bad_sentence_leaves_the_others(tmp_path):
+    flaws = Flaws(skip=True)
+    folder = ReferFolder(refer(tmp_path, records=changed(**sentences("", "Left Cup "))), "unc", "train", flaws=flaws)
+    assert asked_of(folder)[7] == [("left cup", (70,))]
+    assert len(flaws.told) == 1 and "ref 1, sentence 0: 'sent' must be a text" in flaws.told[0]
+
+
 def test_a_mask_that_is_empty_or_outside_is_told(tmp_path):
     refer(tmp_path)
     content = json.loads((tmp_path / "instances.json").read_text())
