@@ -91,7 +91,9 @@ def _written(
 
 
 def question_record(question: Question, kind: MaskKind) -> dict[str, Any]:
-    """The JSON file of a question."""
+    """The JSON file of a question; pixels that the image ignores are shapes of their own and none of the target's."""
+    sample = question.sample
+    ignored = None if sample.ignore is None else decode_rle(sample.ignore)
     shapes = [
         {
             "label": "target",
@@ -101,14 +103,16 @@ def question_record(question: Question, kind: MaskKind) -> dict[str, Any]:
             "category": obj.category,
         }
         for obj, mask in zip(question.objects, question.masks, strict=True)
-        for points in exact_polygons(decode_rle(mask))
+        for points in exact_polygons(decode_rle(mask) if ignored is None else decode_rle(mask) & ~ignored)
     ]
+    if ignored is not None:
+        shapes += [{"label": "ignore", "shape_type": "polygon", "points": points} for points in exact_polygons(ignored)]
     return {
         "text": [question.turn.question],
         "is_sentence": True,
         "shapes": shapes,
         "masks": kind,
-        "image_id": question.sample.image_id,
+        "image_id": sample.image_id,
         "conversation_id": question.conversation,
         "turn": question.number,
         "answer": question.turn.answer,

@@ -114,6 +114,21 @@ def test_the_target_may_be_the_first_object_alone(dataset, masks, tmp_path):
     assert account.written == 3 and account.left_out["an object after the first of its answer"] == 2
 
 
+def test_ignored_pixels_are_ignored_by_lisa_too(dataset, masks, tmp_path):
+    document = json.loads((tmp_path / "data.json").read_text())
+    ignored = np.zeros((24, 32), bool)
+    ignored[10:22, 20:31] = True
+    ignored[15, 25] = False
+    document["images"][0]["ignore"] = encode_rle(ignored)
+    (tmp_path / "ignore.json").write_text(json.dumps(document))
+    export(AmodalReasonSeg.load(tmp_path / "ignore.json"), tmp_path, split="val")
+    drawn = lisa_items(str(tmp_path), "Ours|val", explanatory=-1)["c3_t0.jpg"]["mask"]
+    target = masks("amodal")[7] | masks("amodal")[8]
+    assert ((drawn == 255) == ignored).all() and ((drawn == 1) == target & ~ignored).all()
+    read = {asked.image.file_name: asked.image for asked in ReasonSegFolder(tmp_path / "reason_seg" / "Ours" / "val")}
+    assert read["c3_t0.jpg"].ignore == encode_rle(ignored)
+
+
 def test_pictures_are_links_or_copies_of_the_same_bytes(dataset, tmp_path):
     for how in ("link", "copy"):
         export(dataset, tmp_path / how, pictures=how)
