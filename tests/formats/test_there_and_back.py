@@ -23,10 +23,13 @@ def test_reason_seg(tmp_path):
     one = Turn("Which one?", "The thing [SEG].", (0,))
     both = Turn("Which?", "The thing [SEG] and the thing [SEG].", (0, 1))
     talks = (Conversation(1, (one,)), Conversation(2, (both,)))
-    export_reason_seg([Sample(1, path, *SIZE, objects, talks)], tmp_path, kind="visible", name="ours", split="train")
+    ignored = (rng.random(SIZE) < 0.2) & ~masks[0] & ~masks[1]
+    sample = Sample(1, path, *SIZE, objects, talks, encode_rle(ignored))
+    export_reason_seg([sample], tmp_path, kind="visible", name="ours", split="train")
     folder = tmp_path / "reason_seg" / "ours"
     read = list(ReasonSegFolder(folder / "train", explanations=folder / "explanatory" / "train.json"))
     assert [[q.text for q in asked.questions] for asked in read] == [["Which one?"], ["Which?"]]
     assert read[0].questions[0].explanation == "The thing."
     for asked, expected in zip(read, (masks[0], masks[0] | masks[1]), strict=True):
-        assert (decode_rle(asked.image.objects[0].visible) == expected).all() and asked.image.ignore is None
+        assert (decode_rle(asked.image.objects[0].visible) == expected).all()
+        assert (decode_rle(asked.image.ignore) == ignored).all()
