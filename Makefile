@@ -76,42 +76,34 @@ smollm2: data ## Train with SmolLM2-135M on the mini benchmark (15 to 45 minutes
 	    --feature-cache $(MINI)/features --limit 60 --protocol teacher_forced --protocol generated_matched \
 	    --out runs/smollm2/eval
 
-# COCO is a folder with images/ and instances_{train,val,test}.json, files in COCO's format that share no photograph.
-# Every step leaves files, and what is there is not made again: after a stop, say make photos once more.
-COCO        ?=
-SCENES      ?= 1116
-VAL_SCENES  ?= 60
-TEST_SCENES ?= 120
-PHOTOS      := data/photos
-PHOTOS_RUN  := runs/photos
-PHOTOS_WEIGHTS := weights/mobile_sam weights/dinov2_small weights/SmolLM2-135M-Instruct.Q4_1.gguf
-PHOTOS_DATA := $(PHOTOS)/train/train.json $(PHOTOS)/val/val.json $(PHOTOS)/test/test.json $(PHOTOS)/untouched/test.json
+# COCO=DIR holds images/ and instances_{train,val,test}.json, files in COCO's format that share no photograph. Every step
+# leaves files, and what is there is not made again: after a stop, say the same once more.
+COCO            ?=
+SCENES          ?= 1116
+VAL_SCENES      ?= 60
+TEST_SCENES     ?= 120
+PHOTOS          := data/photos
+PHOTOS_RUN      := runs/photos
+PHOTOS_IMAGE    ?= $(PHOTOS)/test/images/test/test_0000000.jpg
+PHOTOS_QUESTION ?= What stands behind something else?
+PHOTOS_SPLITS   := $(PHOTOS)/train/train.json $(PHOTOS)/val/val.json
+PHOTOS_TESTS    := $(PHOTOS)/test/test.json $(PHOTOS)/untouched/test.json
+PHOTOS_WEIGHTS  := weights/mobile_sam weights/dinov2_small weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
-photos: ## Real photographs: weights, scenes from COCO=DIR, training, tables, pictures, one answer (100 minutes on 2 cores)
+photos: ## Photographs: weights, scenes of COCO=DIR, training, tables, pictures, an answer (100 minutes on 2 cores)
 	$(MAKE) photos-train
 	$(MAKE) photos-eval
 	$(MAKE) photos-chat
 
-photos-data: $(PHOTOS_WEIGHTS) $(PHOTOS_DATA) ## Its weights, scenes and questions alone
+photos-data: $(PHOTOS_WEIGHTS) $(PHOTOS_SPLITS) $(PHOTOS_TESTS) ## Their weights, scenes and questions
 
-photos-train: photos-data ## Its training alone; continues after a stop
-	deepspeed --num_accelerators 1 train_ds.py --config configs/photos.yaml
+photos-train: $(PHOTOS_RUN)/.trained ## The training on them; continues after a stop
 
-photos-eval: photos-data ## Its tables and its contact sheet
-	$(call evaluate_photos,scenes,test)
-	$(call evaluate_photos,untouched,untouched)
+photos-eval: $(PHOTOS_RUN)/table.md ## The table of all that was scored on them, and contact sheets
+	@cat $<
 
-photos-chat: ## One question about a photograph, answered and drawn
+photos-chat: $(PHOTOS_RUN)/.trained ## One question about PHOTOS_IMAGE, answered and drawn
 	$(PY) chat.py --checkpoint $(PHOTOS_RUN) --image $(PHOTOS_IMAGE) --ask "$(PHOTOS_QUESTION)" --out $(PHOTOS_RUN)/chat
-
-define evaluate_photos
-	$(PY) eval.py --checkpoint $(PHOTOS_RUN) --data $(PHOTOS)/$(2)/test.json --feature-cache $(PHOTOS)/features \
-	    --protocol teacher_forced --protocol generated_matched --out $(PHOTOS_RUN)/eval/$(1) \
-	    --contact-sheet $(PHOTOS_RUN)/eval/$(1)/answers.png
-endef
-
-PHOTOS_IMAGE ?= $(PHOTOS)/test/images/test/test_0000000.jpg
-PHOTOS_QUESTION ?= What can breathe?
 
 $(PHOTOS_WEIGHTS): | setup
 	$(PY) -m pip install --quiet --disable-pip-version-check onnx==1.23.2 gguf==0.19.0
@@ -119,21 +111,53 @@ $(PHOTOS_WEIGHTS): | setup
 
 $(PHOTOS)/train/train.json: | setup
 	$(call make_scenes,train,$(SCENES))
+
 $(PHOTOS)/val/val.json: | setup
 	$(call make_scenes,val,$(VAL_SCENES))
+
 $(PHOTOS)/test/test.json: | setup
 	$(call make_scenes,test,$(TEST_SCENES))
 
-define make_scenes
+$(PHOTOS)/untouched/test.json: | setup
+	$(need_coco)
+	$(PY) scripts/generate_questions.py --annotations $(COCO)/instances_test.json --images $(COCO)/images \
+	    --visible-only --out $@
+
+define need_coco
 	@test -n "$(COCO)" || { echo "say COCO=DIR, a folder with images/ and instances_{train,val,test}.json"; exit 2; }
+endef
+
+define make_scenes
+	$(need_coco)
 	$(PY) scripts/make_occlusions.py --annotations $(COCO)/instances_$(1).json --images $(COCO)/images --split $(1) \
 	    --num-images $(2) --out $(PHOTOS)/$(1)
 endef
 
-$(PHOTOS)/untouched/test.json: | setup
-	@test -n "$(COCO)" || { echo "say COCO=DIR, a folder with images/ and instances_{train,val,test}.json"; exit 2; }
-	$(PY) scripts/generate_questions.py --annotations $(COCO)/instances_test.json --images $(COCO)/images \
-	    --visible-only --out $@
+$(PHOTOS_RUN)/.trained: $(PHOTOS_SPLITS) | $(PHOTOS_WEIGHTS)
+	deepspeed --num_accelerators 1 train_ds.py --config configs/photos.yaml
+	@touch $@
+
+# generated_matched is written last.
+$(PHOTOS_RUN)/eval/%/generated_matched/report.json: $(PHOTOS)/%/test.json $(PHOTOS_RUN)/.trained
+	$(PY) eval.py --checkpoint $(PHOTOS_RUN) --data $< --feature-cache $(PHOTOS)/features --out $(PHOTOS_RUN)/eval/$* \
+	    --protocol teacher_forced --protocol generated_matched --contact-sheet $(PHOTOS_RUN)/eval/$*/answers.png
+
+$(PHOTOS_RUN)/lines/%/amodal_box/report.json: $(PHOTOS)/%/test.json $(PHOTOS_RUN)/.trained
+	$(PY) scripts/reference_lines.py --sam weights/mobile_sam --name MobileSAM --checkpoint $(PHOTOS_RUN) --data $< \
+	    --feature-cache $(PHOTOS)/features --out $(PHOTOS_RUN)/lines/$*
+
+PHOTOS_REPORTS := $(foreach split,test untouched,$(PHOTOS_RUN)/eval/$(split)/generated_matched/report.json \
+    $(PHOTOS_RUN)/lines/$(split)/amodal_box/report.json)
+
+$(PHOTOS_RUN)/table.md: $(PHOTOS_REPORTS)
+	$(PY) scripts/join_reports.py $(call rows_of,test,scenes) $(call rows_of,untouched,photographs) --out $@
+
+define rows_of
+"AURA told the words ($(2))=$(PHOTOS_RUN)/eval/$(1)/teacher_forced" \
+"AURA in its own words ($(2))=$(PHOTOS_RUN)/eval/$(1)/generated_matched" \
+"MobileSAM in true visible boxes ($(2))=$(PHOTOS_RUN)/lines/$(1)/visible_box" \
+$(if $(findstring untouched,$(1)),,"MobileSAM in true amodal boxes ($(2))=$(PHOTOS_RUN)/lines/$(1)/amodal_box")
+endef
 
 table2-mini: data ## Table 2 on the mini benchmark, three seeds (40 minutes on 2 cores)
 	$(PY) scripts/reproduce_table.py --table 2 --mini --jobs 2 --out docs/results
@@ -172,4 +196,4 @@ lint: setup-dev ## Format, and show what ruff and mypy say
 	$(PY) -m ruff format . && $(PY) -m ruff check --fix . && $(PY) -m mypy
 
 clean: ## Remove what the demo made (not the environment)
-	rm -rf $(MINI) $(QUICK) runs/mini runs/demo_quick runs/smollm2 runs/datagen_mini runs/review_mini data/releases
+	rm -rf $(MINI) $(QUICK) $(PHOTOS) $(PHOTOS_RUN) runs/mini runs/demo_quick runs/smollm2 runs/datagen_mini runs/review_mini data/releases
