@@ -50,22 +50,28 @@ def write_run_report(
     command = f"python eval.py --checkpoint {folder}{data} --protocol teacher_forced"
     losses = {f.name: last[f.name] for f in dataclasses.fields(Losses)}
     seconds, steps = round(log.seconds, 1), last["step"]
+    report = {"steps": steps, "effective_batch": effective_batch, "seconds": seconds, "best": best, "losses": losses}
+    report["evaluate"] = command
+    write_text(folder / "report.md", "\n".join(report_lines(folder, report)) + "\n")
+    write_json(folder / "report.json", report, indent=2)
+    return command
+
+
+def report_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
+    """A ``report.json`` as Markdown, line by line."""
+    best, minutes = report["best"], report["seconds"] / 60
     choice = f"step {best['step']}, {best['metric']} {best['score']:.4f}" if best else "the last step (no validation)"
-    lines = [
+    return [
         f"# {folder.name}",
         "",
-        f"- {steps} optimizer steps of {effective_batch} images in {seconds / 60:.1f} min",
+        f"- {report['steps']} optimizer steps of {report['effective_batch']} images in {minutes:.1f} min",
         f"- export `{folder / 'export'}`: {choice}",
-        f"- evaluate it: `{command}`",
+        f"- evaluate it: `{report['evaluate']}`",
         "",
         "| loss | at the end |",
         "|---|---|",
-        *(f"| {name} | {value:.4f} |" for name, value in losses.items()),
+        *(f"| {name} | {value:.4f} |" for name, value in report["losses"].items() if value is not None),
     ]
-    write_text(folder / "report.md", "\n".join(lines) + "\n")
-    report = {"steps": steps, "effective_batch": effective_batch, "seconds": seconds, "best": best, "losses": losses}
-    write_json(folder / "report.json", {**report, "evaluate": command}, indent=2)
-    return command
 
 
 def model_card(

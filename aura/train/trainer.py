@@ -31,6 +31,7 @@ from aura.train.align import align_projector, rescale_states
 from aura.train.feed import batches
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
+from aura.train.page import pictures_of, try_to_write_page
 from aura.train.randomness import rng_state, seed_everything, set_rng_state
 from aura.train.summary import opening, write_run_report
 from aura.train.validation import look_up, validate, validation_samples
@@ -266,7 +267,8 @@ class Trainer:
         """Score the model; true if it is the best so far."""
         if not self.val_samples:
             return False
-        report = validate(self.model, self.processor, self.val_samples, self.cache)
+        keep = pictures_of(self.folder, step) if self.process.is_main else None
+        report = validate(self.model, self.processor, self.val_samples, self.cache, keep)
         self.log.write("val", step, report)
         key = self.settings.best_metric
         score = look_up(report, key)
@@ -288,6 +290,7 @@ class Trainer:
         if self.process.is_main:
             total = self.effective_batch
             command = write_run_report(self.folder, self.config, self.log, effective_batch=total, best=self.best)
+            try_to_write_page(self.folder)
             self._say(f"done in {self.log.seconds / 60:.1f} min; next: {command}")
 
     def _say(self, text: str) -> None:

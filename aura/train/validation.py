@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from aura.config import TrainSettings
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
 from aura.evaluation.evaluate import evaluate
+from aura.evaluation.examples import Extremes
 from aura.evaluation.metrics import summarise
 from aura.model import AuraModel
 from aura.train.engine import Process
@@ -28,11 +32,24 @@ def validation_samples(samples: Sequence[Sample] | None, settings: TrainSettings
 
 
 def validate(
-    model: AuraModel, processor: Processor, samples: Sequence[Sample], cache: FeatureCache | None
+    model: AuraModel, processor: Processor, samples: Sequence[Sample], cache: FeatureCache | None, keep: Path | None
 ) -> dict[str, Any]:
-    """The teacher-forced report's figures, the same on all processes; the random state stays as it was."""
+    """The teacher-forced report's figures, the same on all processes; the random state stays as it was.
+
+    Args:
+        keep: A folder for the whole report and pictures of its best and worst answers; ``None`` writes nothing. What
+            cannot be written there is left out: it is for the eye, and stops no run.
+    """
     before = rng_state()
-    report = evaluate(model, processor, samples, "teacher_forced", cache=cache)
+    extremes = Extremes()
+    observers = [extremes] if keep else []
+    report = evaluate(model, processor, samples, "teacher_forced", cache=cache, observers=observers)
+    if keep is not None:
+        try:
+            extremes.save(keep)
+            report.write(keep)
+        except (OSError, ValueError) as error:
+            tqdm.write(f"WARNING: {keep} is not complete: {error}")
     set_rng_state(before)
     return {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
 

@@ -82,6 +82,10 @@ def test_a_run_leaves_everything_behind(config, samples, val_samples):
     }
     assert report["steps"] == 6 and report["effective_batch"] == 2
     assert (run / "report.md").is_file() and (run / "config.yaml").is_file()
+    assert "Loss terms" in (run / "report.html").read_text()
+    for step in (3, 6):
+        names = {path.name for path in (run / "validation" / f"step_{step:06d}").iterdir()}
+        assert {"report.json", "objects.jsonl", "best.jpg", "worst.jpg"} <= names
     assert list((run / "tensorboard").iterdir())
     exported = AuraModel.from_pretrained(run / "export")
     assert exported.config.lora is not None
