@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 # Text stays text (smaller, and it can be searched); ids come from their content, not from chance.
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "aura", "font.size": 9, "axes.spines.top": False}
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "aura", "font.size": 9, "axes.spines.top": False}
 STYLE |= {"axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
 
 

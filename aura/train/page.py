@@ -97,7 +97,7 @@ def write_page(run: Path) -> list[Path]:
 def _evaluations(run: Path, val: Sequence[Mapping[str, Any]], report: Mapping[str, Any] | None) -> dict[str, Path]:
     """Folders of whole reports by name: of the exported checkpoint's validation, else the last, and of ``eval/``."""
     steps = [record["step"] for record in val if (pictures_of(run, record["step"]) / "report.json").is_file()]
-    best = (report.get("best") or {}).get("step") if report else None
+    best: Any = (report.get("best") or {}).get("step") if report else None
     found: dict[str, Path] = {}
     if steps:
         step = best if best in steps else steps[-1]
