@@ -53,8 +53,8 @@ def _glamm_answer(file: Path) -> Iterator[FoundMask]:
 def read_sa2va(path: str | Path) -> list[FoundMask]:
     """A folder as GLaMM's (``sa2va_eval_gcg.py``), or ``results.json`` (``r2s_eval.py``).
 
-    The latter is a list of records with ``img_id`` or ``image_path`` and ``prediction_masks``: for each text that was
-    asked, its masks (nested lists [1, H, W], or RLEs) or null.
+    The latter is a list of records with ``image_path`` (the picture) and ``prediction_masks``: for each text that was
+    asked, its masks (nested lists [1, H, W], or RLEs) or null. Their ``img_id`` only counts the records.
 
     Raises:
         ValueError: As the readers of GLaMM's and of COCO's files.
@@ -68,8 +68,8 @@ def _sa2va_records(path: Path) -> Iterator[FoundMask]:
         where = f"result {position}"
         if not isinstance(record, dict):
             raise reader.error(where, f"expected an object, got a {type(record).__name__}")
-        if "prediction_masks" not in record or not {"img_id", "image_path"} & record.keys():
-            raise reader.error(where, "'prediction_masks' and 'image_path' or 'img_id' are needed; is one missing?")
+        if missing := [key for key in ("image_path", "prediction_masks") if key not in record]:
+            raise reader.error(where, f"{', '.join(missing)} missing; Sa2VA's r2s_eval.py writes both")
         groups = record["prediction_masks"]
         if not isinstance(groups, list):
             raise reader.error(where, f"'prediction_masks' must be a list, got a {type(groups).__name__}")
@@ -77,7 +77,7 @@ def _sa2va_records(path: Path) -> Iterator[FoundMask]:
         for group in groups:
             for value in group or ():
                 masks += _any_masks(value, f"{path}: {where}, mask {len(masks)}")
-        yield from by_name(record.get("image_path", record.get("img_id")), masks, f"{path}: {where}")
+        yield from by_name(record["image_path"], masks, f"{path}: {where}")
 
 
 def _any_masks(value: Any, where: str) -> list[tuple[str, Rle]]:

@@ -74,11 +74,11 @@ def test_sa2va_results_of_nested_lists_and_rles(tmp_path):
     records = [
         {"img_id": 5, "image_path": "x/c7_t0.jpg", "prediction_masks": [[MASK[None].tolist(), MASK[None].tolist()]]},
         {"img_id": 5, "image_path": "x/c7_t1.jpg", "prediction_masks": [None]},
-        {"img_id": 5, "prediction_masks": [[RLE]]},
+        {"img_id": 5, "image_path": "x/5.jpg", "prediction_masks": [[RLE]]},
     ]
     a, b, c = read_sa2va(write(tmp_path / "results.json", records))
     assert [(m.question, m.place) for m in (a, b)] == [((7, 0), 0), ((7, 0), 1)]
-    assert c.image == 5 and all((decode_rle(m.mask) == MASK).all() for m in (a, b, c))
+    assert c.image == "x/5.jpg" and all((decode_rle(m.mask) == MASK).all() for m in (a, b, c))
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,14 @@ def test_sa2va_results_of_nested_lists_and_rles(tmp_path):
         ({}, r"expected a JSON list of records, got a object; Sa2VA's r2s_eval\.py"),
         ([], "holds no mask"),
         ([4], "result 0: expected an object"),
-        ([{"img_id": 5}], "result 0: 'prediction_masks' and 'image_path' or 'img_id' are needed"),
-        ([{"img_id": 5, "prediction_masks": RLE}], "result 0: 'prediction_masks' must be a list"),
-        ([{"img_id": 5, "prediction_masks": [[[[[1, 0], [1]]]]]}], "result 0, mask 0: its rows have different lengths"),
-        ([{"img_id": 5, "prediction_masks": [[[1, 0]]]}], r"result 0, mask 0: its shape is \[2\]"),
-        ([{"img_id": 5, "prediction_masks": [[[[0.3, 0.7]]]]}], "the mask has more than two values"),
+        ([{"img_id": 5}], r"result 0: image_path, prediction_masks missing; Sa2VA's r2s_eval\.py writes both"),
+        ([{"image_path": "5.jpg", "prediction_masks": RLE}], "result 0: 'prediction_masks' must be a list"),
+        (
+            [{"image_path": "5.jpg", "prediction_masks": [[[[[1, 0], [1]]]]]}],
+            "mask 0: its rows have different lengths",
+        ),
+        ([{"image_path": "5.jpg", "prediction_masks": [[[1, 0]]]}], r"result 0, mask 0: its shape is \[2\]"),
+        ([{"image_path": "5.jpg", "prediction_masks": [[[[0.3, 0.7]]]]}], "the mask has more than two values"),
     ],
 )
 def test_what_is_wrong_with_sa2va_results_is_named(tmp_path, value, message):
