@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aura.chat.assistant import Assistant
+from aura.data.feature_cache import FeatureCache
+from aura.data.processor import Processor
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.sources import AnnotatedImage
 from aura.masks import encode_rle
@@ -50,6 +53,19 @@ def test_from_files_to_one_table(data, tiny_sam_dir, tmp_path, capsys):
     assert json.loads(table.with_suffix(".json").read_text()) == {f"{kind} box": f for kind, f in figures.items()}
     rows = [line for line in table.read_text().splitlines() if "teacher_forced" in line]
     assert [row.split("|")[1].strip() for row in rows] == ["visible box", "amodal box"]
+
+
+def test_a_run_shares_its_features(data, tiny_sam_dir, tiny_model, tiny_tokenizer, tmp_path):
+    """With --checkpoint the run's own encoder fills the cache that eval.py reads."""
+    processor = Processor(tiny_tokenizer, sam_image_size=64, clip_image_size=28, num_image_tokens=4)
+    tiny_model.config.seg_token_id = processor.text.seg_token_id
+    tiny_model.save_pretrained(tmp_path / "run" / "export")
+    processor.save_pretrained(tmp_path / "run" / "export")
+    given = [f"--sam={tiny_sam_dir}", f"--data={data}", f"--out={tmp_path / 'lines'}", "--device=cpu"]
+    assert REFERENCE([*given, f"--feature-cache={tmp_path / 'cache'}", f"--checkpoint={tmp_path / 'run'}"]) == 0
+    assistant = Assistant.from_pretrained(tmp_path / "run", "cpu")
+    cache = FeatureCache.open(tmp_path / "cache", assistant.model, assistant.processor)
+    assert cache is not None and not cache.missing([data.parent / "1.png"])
 
 
 @pytest.mark.parametrize(("entries", "said"), [(["a"], "NAME=REPORT"), (["a=nowhere"], "nowhere")])
