@@ -20,7 +20,9 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="chat.py", description="Ask AURA about an image.")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run folder, or an export folder")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="run or export folder, or OWNER/NAME on the hub"
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="what to talk about; asked for if not given")
     parser.add_argument("--ask", action="append", metavar="QUESTION", help="ask and leave; repeat it for more rounds")
     parser.add_argument("--json", action="store_true", help="print one JSON object per answer, the rest on stderr")

@@ -23,7 +23,9 @@ from aura.types import Sample
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eval.py", description="gIoU and cIoU of a trained model, and more.")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run folder, or an export folder")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="run or export folder, or OWNER/NAME on the hub"
+    )
     parser.add_argument("--data", metavar="FILE", help="AmodalReasonSeg JSON (default: what the run validated on)")
     parser.add_argument("--images", metavar="DIR", help="folder of its images (default: as the file says)")
     parser.add_argument("--protocol", action="append", choices=get_args(Protocol), help="repeatable; teacher_forced")
@@ -72,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
     from aura.formats.amodal_reason_seg import AmodalReasonSeg
     from aura.machine import ranks
     from aura.train.splits import kept_for_validation
+    from aura.weights import hub
 
     logging.disable_progress_bar()
     if options.contact_sheet:
@@ -84,9 +87,11 @@ def run(options: argparse.Namespace) -> None:
         dataset = AmodalReasonSeg.load(annotations, options.images)
     if options.device_map and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--device-map gives all GPUs to one process; leave it out, or start eval.py without torchrun")
+    device = ranks.start(options.device, timedelta(hours=options.timeout_hours))
+    hub.together(lambda: hub.local_folder(options.checkpoint, "checkpoint"))
     assistant = Assistant.from_pretrained(
         options.checkpoint,
-        ranks.start(options.device, timedelta(hours=options.timeout_hours)),
+        device,
         options.dtype,
         quantize=options.quantize,
         device_map=options.device_map,

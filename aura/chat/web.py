@@ -128,7 +128,9 @@ def build(demo: Demo) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; returns 0, or 2 for what the user can mend (with one line on stderr)."""
     parser = argparse.ArgumentParser(prog="aura.chat.web", description="Ask AURA about images in the browser.")
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run folder, or an export folder")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="run or export folder, or OWNER/NAME on the hub"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")

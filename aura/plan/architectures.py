@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 from aura.config import LoraSettings, ModelSettings
 from aura.model.configuration import AuraConfig
 from aura.model.tiny_vit import SIZES, mobile_sam_config
-from aura.weights import read_config
+from aura.weights import hub, read_config
 from aura.weights.llava import v1_config
 from aura.weights.sam import VARIANTS
 from aura.weights.vision_tower import Reading, describe_reading
@@ -68,13 +69,14 @@ def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None =
     """The architecture, and for each part a line that says where its sizes come from.
 
     Args:
-        settings: Folders that exist are read, names of others are recognised.
+        settings: Folders that exist are read, and of names on the hub the config; other names are recognised.
         mllm: A name in :data:`MLLMS` instead of ``settings.mllm``.
         sam: A name in :data:`SAMS` instead of ``settings.sam``.
 
     Raises:
         ValueError: A part that is neither there nor known by its name.
     """
+    settings = _looked_up(settings, mllm, sam)
     given = mllm is None and sam is None
     if settings.init_from is not None and given and (Path(settings.init_from) / "config.json").is_file():
         config = AuraConfig.from_pretrained(settings.init_from)
@@ -97,7 +99,29 @@ def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None =
     config.lora = None
     if lora.enabled:
         config.lora = {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": list(lora.targets)}
-    return config, sources
+    return config, [hub.short(source) for source in sources]
+
+
+def _looked_up(settings: ModelSettings, mllm: str | None, sam: str | None) -> ModelSettings:
+    """The settings with folders of the cache in the place of names on the hub, but for those that it does not give.
+
+    Raises:
+        ValueError: The hub does not give one whose name tells nothing.
+    """
+    asked = {"init_from": mllm or sam, "mllm": mllm, "vision_tower": None, "sam": sam}
+    folders: dict[str, Any] = {}
+    for field in (field for field, known in asked.items() if known is None):
+        source = getattr(settings, field)
+        if source is not None:
+            try:
+                folders[field] = hub.local_folder(source, f"model.{field}", weights=False)
+            except ValueError:
+                telling = (
+                    _recognise_sam(source) if field == "sam" else field == "vision_tower" or _recognise_llava(source)
+                )
+                if not telling:
+                    raise
+    return dataclasses.replace(settings, **folders)
 
 
 def _llava(settings: ModelSettings, known: str | None) -> tuple[LlavaConfig, str]:

@@ -29,6 +29,8 @@ from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 from aura.types import Sample
 
 STATE = "state.json"
+HUB_COMMITS = "hub_commits"
+"""In it: the commits of the names on the hub that the run's frozen weights come from."""
 FORMAT = 1
 
 MAY_CHANGE = {

@@ -29,9 +29,10 @@ from aura.files import plain_mode
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
 from aura.model.precision import describe_export, export_dtype
-from aura.train.checkpoint import FROZEN, STATE, frozen_digest, newest, read_state, replaced_folder
+from aura.train.checkpoint import FROZEN, HUB_COMMITS, STATE, frozen_digest, newest, read_state, replaced_folder
 from aura.train.engine import trained_weights
 from aura.train.randomness import seed_everything
+from aura.weights import hub
 from aura.weights.build import build_model
 
 ADAPTER = "adapter"
@@ -171,7 +172,7 @@ def _refuse_code(file: Path, known: set[str]) -> None:
 
 
 def load_trained_model(
-    config: Config, chosen: Chosen, trained: dict[str, Tensor], frozen_from: Path | None = None
+    config: Config, chosen: Chosen, trained: dict[str, Tensor], frozen_from: str | Path | None = None
 ) -> tuple[AuraModel, Processor]:
     """The model of a run as it was after ``chosen``, on the CPU; trained weights are in ``trained``'s precision.
 
@@ -188,6 +189,7 @@ def load_trained_model(
     settings = dataclasses.replace(config.model, quantize="none")
     if frozen_from is not None:
         settings = dataclasses.replace(settings, init_from=str(frozen_from))
+    hub.remember(chosen.state.get(HUB_COMMITS, {}))
     seed_everything(config.train.seed)  # parts that are random by intent are the run's random parts
     try:
         model, processor, _ = build_model(settings, config.data, dtype=DTYPES[config.train.precision])

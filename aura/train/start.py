@@ -8,7 +8,7 @@ from aura.config import Config
 from aura.machine import ranks
 from aura.model.configuration import DTYPES
 from aura.train import engine
-from aura.train.checkpoint import Checkpoints
+from aura.train.checkpoint import HUB_COMMITS, Checkpoints, read_state
 from aura.train.determinism import deterministic
 from aura.train.owner import owned
 from aura.train.peers import watched
@@ -16,6 +16,7 @@ from aura.train.randomness import seed_everything
 from aura.train.splits import open_splits
 from aura.train.trainer import Trainer
 from aura.train.validation import check_metric
+from aura.weights import hub
 from aura.weights.build import build_model
 from aura.weights.text import load_text_side
 
@@ -44,10 +45,13 @@ def train(config: Config) -> int:
 def _train(config: Config, process: engine.Process) -> int:
     check_metric(config.train.best_metric)
     checkpoints = Checkpoints(config.train.output_dir, config.train.keep_last, process)
-    ranks.from_first(lambda: checkpoints.find(config.train.resume))
+    if found := ranks.from_first(lambda: checkpoints.find(config.train.resume)):
+        hub.remember(read_state(found).get(HUB_COMMITS, {}))
+    hub.together(lambda: hub.here(config.model, weights=False))
     seed_everything(config.train.seed)
     splits = open_splits(config, load_text_side(config.model, config.data), process)
     dtype = DTYPES[config.train.precision]
+    hub.together(lambda: hub.here(config.model))
     model, processor, report = build_model(config.model, config.data, process.device, dtype)
     if process.is_main:
         for line in splits.told:

@@ -92,11 +92,16 @@ def model_card(
     lora = settings.lora
     adapters = f"rank {lora.r}, alpha {lora.alpha}, on {', '.join(lora.targets)}" if lora.enabled else "none"
     kept = "kept apart from the weights they adapt" if model.config.lora is not None else "merged into the weights"
+    commits = model.config.hub_commits or {}
+
+    def named(source: str) -> str:
+        return f"{source}, commit {commits[source]}" if source in commits else Path(source).name
+
     total, trained = (sum(sizes) for sizes in zip(*model.num_parameters_by_part().values(), strict=True))
     rows = {
         "optimizer step": f"{'unknown' if step is None else step} of {train.steps}",
-        "language model and CLIP": Path(started).name,
-        "SAM": Path(settings.sam).name if settings.sam and not settings.init_from else "from the same",
+        "language model and CLIP": named(started),
+        "SAM": named(settings.sam) if settings.sam and not settings.init_from else "from the same",
         "prompt template": settings.prompt_template,
         "LoRA": f"{adapters} ({kept})" if lora.enabled else adapters,
         "token embeddings and head": "trained" if settings.train_embeddings else "frozen",

@@ -280,6 +280,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {"identity": self.identity, "best": self.best, "seconds": self.log.seconds}
+        state[ckpt.HUB_COMMITS] = self.model.config.hub_commits or {}
         self.checkpoints.save(self.engine, state, {"rng": rng_state(), "window": self.window.state()})
 
     def _finish(self) -> None:

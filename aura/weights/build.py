@@ -22,6 +22,7 @@ from aura.model.quantize import check_quantization
 from aura.weights import (
     PartReport,
     check_weight_files,
+    hub,
     is_lisa,
     load_lisa,
     load_llava,
@@ -61,7 +62,7 @@ class LoadReport:
         for part in self.parts:
             counts = (part.loaded, len(part.missing), len(part.unexpected), len(part.new))
             style = "red" if part.missing else "yellow" if part.unexpected else None
-            table.add_row(part.part, part.source, *map(str, counts), style=style)
+            table.add_row(part.part, hub.short(part.source), *map(str, counts), style=style)
         return table
 
 
@@ -84,6 +85,7 @@ def build_model(
     """
     model: Any
     quantize_on = check_quantization(settings.quantize, device)  # before minutes of loading
+    settings, commits = hub.here(settings)
     if settings.init_from is not None and is_lisa(settings.init_from):
         model, processor, report = _from_lisa(settings, data, dtype)
     elif settings.init_from is not None:
@@ -93,6 +95,8 @@ def build_model(
         place = torch.device(device) if device is not None and settings.quantize == "none" else None
         model, processor, report = _from_backbones(settings, data, dtype, place)
     report.check(settings.allow_random)
+    if commits:
+        model.config.hub_commits = {**(model.config.hub_commits or {}), **commits}
     if settings.quantize != "none":
         model.mllm.quantize(settings.quantize, model.config.lora, dtype=dtype, device=quantize_on)
         model.freeze()

@@ -45,7 +45,9 @@ def read_config(folder: str | Path, setting: str) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
-        raise ValueError(f"{setting}: {folder} is not a folder; give the path of a downloaded model")
+        raise ValueError(
+            f"{setting}: {folder} is not a folder; give the path of a downloaded model, or OWNER/NAME on the hub"
+        )
     if not path.is_file():
         raise ValueError(f"{setting}: {path} is missing; {folder} is not a Hugging Face model folder")
     try:

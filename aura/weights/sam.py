@@ -78,7 +78,10 @@ def load_sam(path: str | Path, *, dtype: torch.dtype, allow_random: bool = False
         model, variant = sam_from_state(read_tensors(path, "model.sam"), f"model.sam: {path}", dtype)
         return model, PartReport("sam", f"{path} ({variant})", len(model.state_dict()))
     if not Path(path).exists():
-        raise ValueError(f"model.sam: {path} does not exist; give an official SAM .pth file or a Hugging Face folder")
+        raise ValueError(
+            f"model.sam: {path} does not exist; give an official SAM .pth file, a Hugging Face folder, or OWNER/NAME "
+            "on the hub"
+        )
     config = read_config(path, "model.sam")
     if config.get("model_type") != "sam":
         raise ValueError(

@@ -13,6 +13,7 @@ from aura.data.conversations import ConversationTokenizer
 from aura.data.processor import Processor
 from aura.data.tokenization import complete_v1_tokenizer, load_tokenizer
 from aura.model.configuration import AuraConfig
+from aura.weights import hub
 from aura.weights.files import read_config
 from aura.weights.lisa import is_lisa
 from aura.weights.pair import PACKAGES, packaged_gguf
@@ -25,6 +26,7 @@ def load_text_side(settings: ModelSettings, data: DataSettings) -> ConversationT
     Raises:
         ValueError: A folder is missing, or has no config or no tokenizer.
     """
+    settings, _ = hub.here(settings, weights=False)
     start = settings.init_from
     if start is None or is_lisa(start):
         return _of_backbones(settings, data)
