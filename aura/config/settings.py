@@ -19,7 +19,7 @@ SAME_NUMBERS = {
     "data": {"feature_cache", "num_workers", "prefetch"},
     "loss": set[str](),
     "train": {
-        *("output_dir", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard"),
+        *("output_dir", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard", "loggers"),
         *("offload_optimizer", "gradient_checkpointing", "timeout_minutes", "max_skipped_steps"),
     },
 }
@@ -246,6 +246,8 @@ class TrainSettings:
             anew and refuses a run folder that has checkpoints.
         overfit_one_batch: Take the first optimizer step's images again and again: a check that the model can learn.
         tensorboard: Write TensorBoard files beside the JSONL log.
+        loggers: Services that get the same numbers: ``wandb`` (Weights & Biases), ``mlflow``. Their packages must be
+            installed.
         timeout_minutes: How long a rank waits for the others in one joint act, such as the export of the first; a rank
             that has died is noticed at once.
     """
@@ -277,6 +279,7 @@ class TrainSettings:
     resume: str = "auto"
     overfit_one_batch: bool = False
     tensorboard: bool = True
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     timeout_minutes: int = 120
 
     def __post_init__(self) -> None:

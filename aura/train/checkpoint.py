@@ -248,12 +248,17 @@ def identity(
 
 def _settings(config: Config) -> dict[str, Any]:
     """Every setting but :data:`MAY_CHANGE`, by dotted key."""
-    sections = dataclasses.asdict(config)
-    chosen = {
-        name: {key: value for key, value in sections[name].items() if key not in free}
-        for name, free in MAY_CHANGE.items()
+    free = {f"{section}.{key}" for section, keys in MAY_CHANGE.items() for key in keys}
+    return {
+        key: value
+        for key, value in settings_by_key(config).items()
+        if key not in free and ".".join(key.split(".")[:2]) not in free
     }
-    return _flatten(json.loads(json.dumps(chosen)))  # as JSON gives them back, so that they can be compared
+
+
+def settings_by_key(config: Config) -> dict[str, Any]:
+    """All settings by dotted key, as JSON gives them back, so that they can be compared."""
+    return _flatten(json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 PROCESSES, ACCUMULATION = "number of processes", "train.accumulation"

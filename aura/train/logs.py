@@ -1,4 +1,4 @@
-"""What a run writes while it trains: ``log.jsonl`` and TensorBoard files."""
+"""What a run writes while it trains: ``log.jsonl``, and the same numbers for whoever else tracks it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from aura.files import finite, to_json, write_text
+from aura.train.trackers import Trackers
 
 
 class RunLog:
-    """The log of one run, by optimizer step: one JSON record per line, and the same numbers for TensorBoard.
+    """The log of one run, by optimizer step: one JSON record per line, and the same numbers for its trackers.
 
     A continued run's log holds each step once: records after ``start`` are of work that was lost, and are dropped.
 
@@ -20,11 +21,22 @@ class RunLog:
         run: The run folder; ``None`` writes nothing (processes other than the main one).
         start: Optimizer steps already done.
         tensorboard: Write TensorBoard files too.
+        services: Names of other trackers (``train.loggers``).
+        settings: The run's settings by dotted key, for these.
         seconds: Time the run took before this process began.
     """
 
-    def __init__(self, run: Path | None, *, start: int = 0, tensorboard: bool = False, seconds: float = 0.0) -> None:
-        self._board: Any = None
+    def __init__(
+        self,
+        run: Path | None,
+        *,
+        start: int = 0,
+        tensorboard: bool = False,
+        services: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        self._trackers: Trackers | None = None
         self._path = None if run is None else run / "log.jsonl"
         self._seconds_before, self._started = seconds, time.monotonic()
         self._last = (start, self._started)
@@ -32,10 +44,7 @@ class RunLog:
             return
         kept = [record for record in read_log(self._path) if record["step"] <= start] if start else []
         write_text(self._path, "".join(to_json(record) + "\n" for record in kept))
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self._trackers = Trackers(run, start, tensorboard, services, settings or {})
 
     @property
     def seconds(self) -> float:
@@ -49,7 +58,7 @@ class RunLog:
         return (step - step_before) / max(now - time_before, 1e-9)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append a record ``{"kind", "step", **values}``; nested numbers become ``a/b`` in TensorBoard.
+        """Append a record ``{"kind", "step", **values}``; nested numbers become ``a/b`` for trackers.
 
         What is not finite is ``null`` there, and ``not_finite`` lists it.
         """
@@ -58,18 +67,16 @@ class RunLog:
         with self._path.open("a", encoding="utf-8") as file:
             record = {"kind": kind, "step": step, **values, "seconds": round(self.seconds, 2)}
             file.write(to_json(finite(record)) + "\n")
-        if self._board is not None:
-            for name, number in flat_numbers(values).items():
-                self._board.add_scalar(f"{kind}/{name}", number, step)
-            self._board.flush()
+        if self._trackers is not None:
+            self._trackers.write({f"{kind}/{name}": number for name, number in flat_numbers(values).items()}, step)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """All records of one kind, of this process and of those it continues."""
         return [r for r in read_log(self._path) if r["kind"] == kind] if self._path is not None else []
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

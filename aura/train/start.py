@@ -14,6 +14,7 @@ from aura.train.owner import owned
 from aura.train.peers import watched
 from aura.train.randomness import seed_everything
 from aura.train.splits import open_splits
+from aura.train.trackers import check_services
 from aura.train.trainer import Trainer
 from aura.train.validation import check_metric
 from aura.weights import hub
@@ -44,6 +45,7 @@ def train(config: Config) -> int:
 
 def _train(config: Config, process: engine.Process) -> int:
     check_metric(config.train.best_metric)
+    check_services(config.train.loggers)
     checkpoints = Checkpoints(config.train.output_dir, config.train.keep_last, process)
     if found := ranks.from_first(lambda: checkpoints.find(config.train.resume)):
         hub.remember(read_state(found).get(HUB_COMMITS, {}))

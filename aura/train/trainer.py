@@ -99,8 +99,14 @@ class Trainer:
         if found is not None:
             self._restore(found, state)
         where, seconds = self.folder if self.process.is_main else None, state.get("seconds", 0.0)
-        board = self.settings.tensorboard
-        self.log = RunLog(where, start=self.engine.steps, tensorboard=board, seconds=seconds)
+        self.log = RunLog(
+            where,
+            start=self.engine.steps,
+            tensorboard=self.settings.tensorboard,
+            services=self.settings.loggers,
+            settings=ckpt.settings_by_key(self.config),
+            seconds=seconds,
+        )
         self._say(opening(self.model, self.config, self.process.world_size, len(self.samples)))
         self._say(self.recomputing)
         stopped_by = self._train()
