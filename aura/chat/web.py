@@ -136,14 +136,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of the language model")
+    parser.add_argument("--device-map", choices=("auto",), help="spread the model over all GPUs")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
     options = parser.parse_args(argv)
+    if options.max_new_tokens < 1:
+        parser.error(f"--max-new-tokens must be positive, got {options.max_new_tokens}")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if find_spec("gradio") is None:
         print("aura.chat.web: Gradio is not installed; pip install .[web]", file=sys.stderr)
         return 2
     try:
         assistant = Assistant.from_pretrained(
-            options.checkpoint, options.device, options.dtype, quantize=options.quantize
+            options.checkpoint,
+            options.device,
+            options.dtype,
+            quantize=options.quantize,
+            device_map=options.device_map,
+            max_new_tokens=options.max_new_tokens,
         )
         build(Demo(assistant)).launch(server_name=options.host, server_port=options.port)
     except (ValueError, OSError) as error:

@@ -61,6 +61,23 @@ def test_without_gradio_the_remedy_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == "aura.chat.web: Gradio is not installed; pip install .[web]\n"
 
 
+def test_the_page_takes_the_chat_s_options(monkeypatch, capsys):
+    asked = {}
+
+    def load(*args, **options):
+        asked.update(options)
+        raise ValueError("not here")
+
+    monkeypatch.setattr(web, "find_spec", lambda name: True)
+    monkeypatch.setattr(web.Assistant, "from_pretrained", load)
+    options = ["--device-map", "auto", "--max-new-tokens", "64", "--quantize", "int4"]
+    assert web.main(["--checkpoint", "run", *options]) == 2
+    assert asked == {"quantize": "int4", "device_map": "auto", "max_new_tokens": 64}
+    assert "not here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        web.main(["--checkpoint", "run", "--max-new-tokens", "0"])
+
+
 def test_a_picture_comes_as_it_was_sent(tmp_path):
     gradio = pytest.importorskip("gradio")
     from gradio.data_classes import ImageData
