@@ -58,6 +58,10 @@ def test_the_variants_are_what_they_are_called():
     assert model("ablation/no_lora.yaml") == (True, True, False, "both")
     assert model("baselines/lisa_visible.yaml") == (False, False, True, "visible")
     assert model("baselines/lisa_amodal.yaml") == (False, False, True, "amodal")
+    for kind in ("visible", "amodal"):
+        lisa = over("aura_7b.yaml", CONFIGS / "baselines" / f"lisa_{kind}.yaml")
+        assert lisa.data.objects_per_answer == "first"
+    assert over("aura_7b.yaml", CONFIGS / "ablation" / "baseline.yaml").data.objects_per_answer == "all"
 
 
 def test_the_paper_s_recipe():

@@ -11,6 +11,7 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
+ObjectsPerAnswer = Literal["all", "first"]
 GiouOver = Literal["image", "answer", "object"]
 """What gIoU is the mean over; in an answer and an image, the objects are averaged first."""
 
@@ -150,6 +151,9 @@ class DataSettings:
         held_out: Images held out of the training split where ``val`` names no file: those whose ids come first in the
             order of their hashes, at most a tenth of all. 0 trains on all of them and does not validate.
         conversations_per_image: Conversations drawn per image and step; ``null`` takes all.
+        objects_per_answer: ``all`` objects of an answer have a ``[SEG]`` (AURA), or the ``first`` alone, the one that
+            the answer names first (LISA): the other ``[SEG]`` are taken out of the answers, and evaluation counts
+            their objects as missed.
         max_length: Longest single conversation in tokens, image included; longer ones are an error, never cut.
         feature_cache: Folder for the frozen encoders' outputs, which are computed once, before the first step (2.5 MiB
             an image with SAM ViT-H); ``null`` computes them anew in every step.
@@ -162,6 +166,7 @@ class DataSettings:
     train: SplitSettings = field(default_factory=SplitSettings)
     val: SplitSettings = field(default_factory=SplitSettings)
     conversations_per_image: int | None = 3
+    objects_per_answer: ObjectsPerAnswer = "all"
     max_length: int = 1024
     feature_cache: str | None = "data/features"
     num_workers: int = 4

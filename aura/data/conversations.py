@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from aura.config import ObjectsPerAnswer
 from aura.data.answers import AnswerText
 from aura.data.templates import get_template, render, render_followup
 from aura.data.tokenization import IM_END, IM_START, encode, prepare_tokenizer, token_id
@@ -47,6 +48,7 @@ class ConversationTokenizer:
         prompt_template: str,
         max_length: int,
         use_im_start_end: bool,
+        objects_per_answer: ObjectsPerAnswer = "all",
     ) -> None:
         if tokenizer.eos_token is None:
             raise ValueError("the tokenizer has no end-of-sequence token, which closes every answer; set eos_token")
@@ -59,6 +61,7 @@ class ConversationTokenizer:
         self.eos_token_id = tokenizer.eos_token_id
         self.num_image_tokens, self.max_length = num_image_tokens, max_length
         self.prompt_template, self.use_im_start_end = prompt_template, use_im_start_end
+        self.objects_per_answer: ObjectsPerAnswer = objects_per_answer
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         reserved = special | {SEG_TOKEN, IMAGE_TOKEN, IM_START, IM_END}
         self._reserved = re.compile("|".join(re.escape(t) for t in sorted(reserved, key=len, reverse=True)))
@@ -113,6 +116,8 @@ class ConversationTokenizer:
     def conversation(self, conversation: Conversation, image_id: int | None = None) -> TokenizedConversation:
         """Tokenise a whole conversation; labels come from character spans and token offsets.
 
+        Where answers have their first object alone, the other ``[SEG]`` are taken out before.
+
         Raises:
             ValueError: Too long, a reserved token in a question or an answer, or a tokenizer that merges a prompt's
                 end with an answer's start. Every message names the image and the conversation.
@@ -120,6 +125,8 @@ class ConversationTokenizer:
         where = f"image {image_id}, conversation {conversation.id}"
         for number, turn in enumerate(conversation.turns):
             self._check_turn(turn, f"{where}, turn {number}: ")
+        if self.objects_per_answer == "first":
+            conversation = replace(conversation, turns=tuple(map(first_object_alone, conversation.turns)))
         turns = [(turn.question, turn.answer) for turn in conversation.turns]
         text, spans = render(self.template, turns, image=self._image_text, bos=self._bos, eos=self._eos)
         ids, offsets = self._encode_with_image(text)
@@ -176,6 +183,15 @@ class ConversationTokenizer:
         found = [token for token in self._reserved.findall(turn.answer) if token != SEG_TOKEN]
         if found:
             raise ValueError(f"{where}the answer contains the reserved token {found[0]!r}; remove it")
+
+
+def first_object_alone(turn: Turn) -> Turn:
+    """The same words with the first ``[SEG]`` alone; the turn itself where there are no more."""
+    if len(turn.objects) <= 1:
+        return turn
+    first, *rest = turn.answer.split(SEG_TOKEN)
+    words = first + SEG_TOKEN + "".join(part.rstrip(" ") for part in rest[:-1]) + rest[-1]
+    return replace(turn, answer=words, objects=turn.objects[:1])
 
 
 def _turn_of_tokens(offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]], where: str) -> list[int]:

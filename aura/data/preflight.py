@@ -139,6 +139,7 @@ def text_fingerprint(tokenizer: ConversationTokenizer) -> str:
         sorted((number, str(token.content)) for number, token in inner.added_tokens_decoder.items()),
         (inner.bos_token, inner.eos_token, tokenizer.template, tokenizer.use_im_start_end),
         (tokenizer.num_image_tokens, tokenizer.max_length),
+        *([tokenizer.objects_per_answer] if tokenizer.objects_per_answer != "all" else []),
     ]
     return hashlib.sha256(repr(parts).encode("utf-8", "replace")).hexdigest()[:16]
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from aura.config import ObjectsPerAnswer
 from aura.data.conversations import ConversationTokenizer, TokenizedConversation
 from aura.data.images import (
     CLIP_MEAN,
@@ -100,6 +101,7 @@ class Processor:
         prompt_template: A name in ``aura.data.templates.TEMPLATES``.
         max_length: Longest conversation in tokens, image included; a longer one is an error, never cut.
         use_im_start_end: Put ``<im_start>`` and ``<im_end>`` around the image (LLaVA v1-1, LISA).
+        objects_per_answer: Objects of an answer that have a ``[SEG]``: ``all``, or the ``first`` alone.
         clip_mean: CLIP's mean per channel, on the 0-1 scale.
         clip_std: CLIP's standard deviation per channel, on the 0-1 scale.
         clip_resize: How an image becomes CLIP's square, see :func:`clip_pixels`. ``crop`` as LISA.
@@ -115,6 +117,7 @@ class Processor:
         prompt_template: str = "llava_v1",
         max_length: int = 1024,
         use_im_start_end: bool = False,
+        objects_per_answer: ObjectsPerAnswer = "all",
         clip_mean: Sequence[float] = CLIP_MEAN,
         clip_std: Sequence[float] = CLIP_STD,
         clip_resize: ClipResize = "crop",
@@ -127,6 +130,7 @@ class Processor:
             prompt_template=prompt_template,
             max_length=max_length,
             use_im_start_end=use_im_start_end,
+            objects_per_answer=objects_per_answer,
         )
         self.sam_image_size, self.clip_image_size = sam_image_size, clip_image_size
         self.clip_mean, self.clip_std, self.clip_resize = tuple(clip_mean), tuple(clip_std), clip_resize
@@ -135,7 +139,7 @@ class Processor:
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that make an equal processor."""
         pictures = ("sam_image_size", "clip_image_size", "clip_mean", "clip_std", "clip_resize")
-        words = ("num_image_tokens", "prompt_template", "max_length", "use_im_start_end")
+        words = ("num_image_tokens", "prompt_template", "max_length", "use_im_start_end", "objects_per_answer")
         return {name: getattr(self, name) for name in pictures} | {name: getattr(self.text, name) for name in words}
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -195,7 +199,10 @@ class Processor:
                 f"{context}{sample.image_path} is {width} x {height} pixels (width x height) but annotated as "
                 f"{sample.width} x {sample.height}; use the image that was annotated"
             )
-        used = {i: None for c in conversations for turn in c.turns for i in turn.objects}
+        tokenized = tuple(self.text.conversation(c, sample.image_id) for c in conversations)
+        used = {
+            c.turns[turn].objects[i] for c, t in zip(conversations, tokenized, strict=True) for turn, i in t.seg_turns
+        }
         objects = [o for o in sample.objects if o.id in used]
         rows = {o.id: row for row, o in enumerate(objects)}
 
@@ -204,7 +211,6 @@ class Processor:
             record = SegRecord(sample.image_id, conversation.id, turn, index, obj.id, obj.category)
             return SegTarget(record, rows[obj.id], obj.occlusion_rate)
 
-        tokenized = tuple(self.text.conversation(c, sample.image_id) for c in conversations)
         processed = ProcessedSample(
             image_id=sample.image_id,
             geometry=sam_geometry(height, width, self.sam_image_size),

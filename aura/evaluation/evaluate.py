@@ -96,7 +96,8 @@ def evaluate_all(
     hidden = not progress or rank > 0
     for read in dict.fromkeys(protocol == "teacher_forced" for protocol in protocols):
         same = [protocol for protocol in protocols if (protocol == "teacher_forced") == read]
-        scorers = [Scorer(protocol, model.config.masks) for protocol in same]
+        misses = processor.text.objects_per_answer == "first"
+        scorers = [Scorer(protocol, model.config.masks, misses=misses) for protocol in same]
 
         def answer(samples: Sequence[Sample], protocol: Protocol = same[0]) -> Iterator[tuple[Sample, Answers]]:
             options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}

@@ -74,10 +74,12 @@ class Scorer:
     Args:
         protocol: How predictions and objects are paired.
         masks: The kinds of mask that the method predicts; figures that need the other one are ``None``.
+        misses: Under ``teacher_forced`` too an object without a prediction is missed, not predicted empty: the method
+            marks fewer objects than the true answers have.
     """
 
-    def __init__(self, protocol: Protocol, masks: Masks = "both") -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: Protocol, masks: Masks = "both", *, misses: bool = False) -> None:
+        self.protocol, self.misses = protocol, misses
         self.masks = masks
         self.objects: list[ObjectScore] = []
         self.answers: list[AnswerScore] = []
@@ -113,7 +115,7 @@ class Scorer:
         true: Sequence[MaskPair],
         guesses: dict[int, MaskPair],
     ) -> None:
-        if self.protocol == "teacher_forced":
+        if self.protocol == "teacher_forced" and not self.misses:
             empty = {i: blank(t.visible.shape, self.masks) for i, t in enumerate(true) if t.visible is not None}
             guesses = empty | guesses
         if self.protocol == "generated_matched":

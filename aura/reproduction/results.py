@@ -219,7 +219,8 @@ def remarks(results: Sequence[Result]) -> list[str]:
         f"{_one_or_range(minutes, '.1f')} minutes of training per run",
         f"settings: {' + '.join(map(str, (*setting.base, *setting.extra)))}, and for each row its layer",
     ]
-    return lines
+    notes = [f"{result.row.name}: {result.row.note}" for result in results if result.runs and result.row.note]
+    return lines + notes
 
 
 def _one_or_range(values: Sequence[float], form: str = "") -> str:

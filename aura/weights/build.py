@@ -30,6 +30,7 @@ from aura.weights import (
     load_vision_tower,
     read_config,
 )
+from aura.weights.text import text_settings
 from aura.weights.vision_tower import default_preprocessing
 
 
@@ -76,7 +77,7 @@ def build_model(
 
     Args:
         settings: From ``mllm`` and ``sam``, or from an AURA export or a LISA checkpoint (``init_from``).
-        data: ``max_length`` goes into the processor.
+        data: ``max_length`` and ``objects_per_answer`` go into the processor.
         device: Where to put the model, each backbone as soon as it is read; left on the CPU without.
         dtype: Of the frozen backbones; what is trained is in fp32 (see :mod:`aura.model.precision`).
 
@@ -203,8 +204,7 @@ def _assemble(
             "sam_image_size": config.sam_config.vision_config.image_size,
             "clip_image_size": clip_image_size,
             "num_image_tokens": config.num_image_tokens,
-            "prompt_template": settings.prompt_template,
-            "max_length": data.max_length,
+            **text_settings(settings, data),
             **_clip_settings(clip_folder, config.llava_config.vision_config, settings.vision_image_size is not None),
         },
     )
@@ -265,7 +265,7 @@ def _from_export(
             "give the export of an AURA run or a LISA checkpoint, or start from model.mllm and model.sam"
         )
     check_weight_files(folder, "model.init_from")
-    processor = Processor.from_pretrained(folder, max_length=data.max_length, prompt_template=settings.prompt_template)
+    processor = Processor.from_pretrained(folder, **text_settings(settings, data))
     config = AuraConfig.from_pretrained(folder)
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
     config.train_projector = settings.train_projector

@@ -32,8 +32,16 @@ def load_text_side(settings: ModelSettings, data: DataSettings) -> ConversationT
         return _of_backbones(settings, data)
     if not Path(start).is_dir():
         raise ValueError(f"model.init_from: {start} does not exist; give the export of an AURA run or LISA's folder")
-    changes = {"max_length": data.max_length, "prompt_template": settings.prompt_template}
-    return Processor.from_pretrained(start, **changes).text
+    return Processor.from_pretrained(start, **text_settings(settings, data)).text
+
+
+def text_settings(settings: ModelSettings, data: DataSettings) -> dict[str, Any]:
+    """What a run decides about texts, whatever model it starts from: arguments of a processor."""
+    return {
+        "prompt_template": settings.prompt_template,
+        "max_length": data.max_length,
+        "objects_per_answer": data.objects_per_answer,
+    }
 
 
 def _of_backbones(settings: ModelSettings, data: DataSettings) -> ConversationTokenizer:
@@ -55,9 +63,8 @@ def _of_backbones(settings: ModelSettings, data: DataSettings) -> ConversationTo
     return ConversationTokenizer(
         tokenizer,
         num_image_tokens=_image_tokens(settings, config if whole else None, config),
-        prompt_template=settings.prompt_template,
-        max_length=data.max_length,
         use_im_start_end=marks,
+        **text_settings(settings, data),
     )
 
 

@@ -43,6 +43,27 @@ def test_llama_labels_are_exactly_the_answers_and_their_end(llama_processor, con
     assert pieces(processor, tokenized.input_ids[:1]) == ["<s>"]
 
 
+def test_the_first_object_alone_keeps_the_words_and_takes_out_the_other_marks(tiny_tokenizer, sample, conversations):
+    sizes = {"sam_image_size": 64, "clip_image_size": 28, "num_image_tokens": 4}
+    first = Processor(tiny_tokenizer, **sizes, objects_per_answer="first")
+    for conversation, expected, segs in (
+        (conversations[0], ["You could ride the bus [SEG], which the tree hides.", "Only the apple [SEG]."], 2),
+        (conversations[1], ["[SEG] and"], 1),
+        (conversations[2], ["Fine."], 0),
+    ):
+        tokenized = first.text.conversation(conversation, 7)
+        assert tokenized.seg_turns == [(0, 0), (1, 0)][:segs]
+        alone = [
+            Turn(t.question, answer, t.objects[:1]) for t, answer in zip(conversation.turns, expected, strict=True)
+        ]
+        whole = Processor(tiny_tokenizer, **sizes)
+        assert whole.text.conversation(Conversation(conversation.id, tuple(alone)), 7) == tokenized
+    processed = first(sample)
+    assert [[t.record.annotation_id for t in branch] for branch in processed.targets] == [[10, 20], [30], []]
+    assert len(processed.visible_masks) == 3, "the bus, the apple and the tree; without the tree's question, two"
+    assert len(first(sample, None, conversations[:1]).visible_masks) == 2
+
+
 def test_an_answer_that_begins_with_seg_is_supervised_whole(llama_processor, processor, conversations):
     for made in (llama_processor(), processor):
         tokenized = made.text.conversation(conversations[1], 7)
@@ -205,6 +226,9 @@ def test_a_saved_processor_is_the_same(llama_processor, sample, tmp_path, templa
         assert again.text.conversation(conversation) == processor.text.conversation(conversation)
     assert torch.equal(again.image(sample.image_path).clip_pixels, processor.image(sample.image_path).clip_pixels)
     assert Processor.from_pretrained(tmp_path / "export", max_length=99).text.max_length == 99
+    alone = Processor.from_pretrained(tmp_path / "export", objects_per_answer="first")
+    alone.save_pretrained(tmp_path / "alone")
+    assert Processor.from_pretrained(tmp_path / "alone").text.objects_per_answer == "first"
 
 
 def test_a_folder_without_a_whole_processor_is_named(processor, tmp_path):

@@ -127,6 +127,21 @@ def test_a_model_of_one_kind_of_mask_scores_that_kind_alone(make_model, processo
     assert figures["occlusion_rate_mae"] is None and figures["seg_count_accuracy"] is not None
 
 
+def test_a_method_of_one_object_an_answer_misses_the_others(tiny_model, processor, dataset, tiny_tokenizer) -> None:
+    first = Processor(tiny_tokenizer, **{**processor.settings, "objects_per_answer": "first"})
+    figures = {}
+    for name, made in (("all", processor), ("first", first)):
+        report = evaluate(tiny_model, made, dataset, "teacher_forced", progress=False)
+        figures[name] = report.as_dict()
+        missed = [o for o in report.objects if o.status == "missed"]
+        assert len(report.objects) == 15 and {o.record.index for o in missed} == ({1} if name == "first" else set())
+    assert len(missed) == 6, "the second object of each of two answers about each of three images"
+    assert all(a.true_count == 2 for a in report.answers if "hides" in a.question)
+    alone = [o.amodal.iou for o in report.objects if o.status == "paired"]
+    assert figures["first"]["amodal"]["giou_object"] == pytest.approx(sum(alone) / 15)
+    assert figures["first"]["num_objects"] == figures["all"]["num_objects"] == 15
+
+
 def write_the_truth(model, processor, dataset, monkeypatch) -> None:
     """Make ``model`` write the true answers, with the states that teacher forcing gives."""
     answers = {}

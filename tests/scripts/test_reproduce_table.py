@@ -166,6 +166,7 @@ def test_lisa_s_two_trainings_make_one_row(runs, capsys):
     table = (runs / "table1_mini.md").read_text()
     assert "| LISA | 2 | 23.05 | 41.00 ± 1.41 | +17.95 | 22.87 | 41.00 ± 1.41 |" in table
     assert "| GLaMM | – | 45.75 | – | – |" in table
+    assert "- LISA: one [SEG] an answer, for the object it names first (section 5.2); its other objects count" in table
     assert {line.split()[1] for line in calls(runs)} == {"lisa_visible", "lisa_amodal", "baseline", "aura"}
 
 
