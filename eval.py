@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
     from aura.formats.amodal_reason_seg import AmodalReasonSeg
     from aura.machine import ranks
     from aura.train.splits import kept_for_validation
+    from aura.train.validation import by_source
     from aura.weights import hub
 
     logging.disable_progress_bar()
@@ -115,7 +116,10 @@ def run(options: argparse.Namespace) -> None:
         unfinished=options.out / "unfinished" if options.out else None,
         observers=[gallery] * bool(options.contact_sheet) + [predictions] * bool(options.predictions),
     ):
-        figures[f"{options.name} ({protocol})" if several else options.name] = report.as_dict()
+        row = f"{options.name} ({protocol})" if several else options.name
+        figures[row] = report.as_dict()
+        for source, part in by_source(report, getattr(dataset, "names", ())).items():
+            figures[f"{row}, {source}"] = part.as_dict()
         if options.out and is_main:
             report.write(options.out / protocol if several else options.out, giou=options.giou)
     if options.out and is_main:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aura.config import Config, load_config, parse_config, to_yaml
+from aura.config import Config, SourceSettings, load_config, parse_config, to_yaml
 
 
 def write(path: Path, text: str) -> str:
@@ -80,6 +80,35 @@ def test_a_validation_split_left_over_from_other_data_is_refused(tmp_path, capsy
     first = parse_config(["--data.val.annotations", "d.json", "--data.train.annotations", "c.json"]).data
     assert first.val.annotations == "d.json"
     assert parse_config(["--config", own, "--config", base]).data.train.annotations == "a.json"
+
+
+def test_a_list_of_sources_takes_the_place_of_one_file_and_the_other_way_round(tmp_path, capsys):
+    one = write(tmp_path / "one.yaml", "data: {train: {annotations: a.json, images: photos}}\n")
+    several = write(
+        tmp_path / "several.yaml", "data: {train: [{annotations: b.json, weight: 3}, {annotations: c.json}]}\n"
+    )
+    config = parse_config(["--config", one, "--config", several])
+    assert config.data.train.annotations is None and config.data.train.images is None
+    assert config.data.train.sources == (SourceSettings("b.json", None, 3.0), SourceSettings("c.json", None, 1.0))
+    assert list(config.data.files()) == ["train[0]", "train[1]"]
+    assert load_config(write(tmp_path / "resolved.yaml", to_yaml(config))) == config
+    again = parse_config(["--config", several, "--config", one]).data
+    assert (again.train.annotations, again.train.sources) == ("a.json", ()) and list(again.files()) == ["train"]
+    listed = ["--data.train.sources", '[{"annotations": "q.json", "weight": 1e-1}]']
+    assert parse_config(listed).data.train.sources == (SourceSettings("q.json", None, 0.1),)
+    val = write(tmp_path / "val.yaml", "data: {val: {annotations: v.json}}\n")
+    for wrong, named in (
+        (["--config", several, "--data.train.annotations", "x.json"], "one file (x.json) and a list of 2 sources"),
+        (["--config", write(tmp_path / "d.yaml", "data: {train: [{annotation: d.json}]}")], "annotation"),
+        (["--data.train.sources", '[{"annotations": "q.json", "weight": 0}]'], "weight of q.json must be positive"),
+        (["--data.train.sources", '[{"annotations": "q.json"}, {"annotations": "q.json"}]'], "a file twice"),
+        (["--data.val.sources", '[{"annotations": "q.json"}]'], "data.val is one file"),
+        (["--config", val, "--config", several], "data.val.annotations (v.json) is left over"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_config(wrong)
+        error = capsys.readouterr().err
+        assert named in error and error.count("\n") == 1
 
 
 def test_load_config_puts_layers_over_each_other(tmp_path):

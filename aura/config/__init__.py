@@ -16,6 +16,7 @@ from aura.config.settings import (
     ObjectsPerAnswer,
     Precision,
     Protocol,
+    SourceSettings,
     SplitSettings,
     TrainSettings,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ObjectsPerAnswer",
     "Precision",
     "Protocol",
+    "SourceSettings",
     "SplitSettings",
     "TrainSettings",
     "load_config",

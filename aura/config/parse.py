@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
 
 from aura.config.settings import Config
 from aura.files import read_text
@@ -66,9 +66,27 @@ def to_yaml(config: Config) -> str:
     return text
 
 
+def _load(text: str) -> Any:
+    """YAML as the parser reads it, with a list under ``data.train`` as the list of its sources.
+
+    A layer that names one file takes the sources of the layers below out.
+    """
+    value = get_loader("yaml")(text)
+    data = value.get("data") if isinstance(value, dict) else None
+    if isinstance(data, dict) and isinstance(train := data.get("train"), list):
+        data["train"] = {"annotations": None, "images": None, "sources": train}
+    elif isinstance(data, dict) and isinstance(train, dict) and "annotations" in train:
+        data["train"] = {"sources": [], **train}
+    return value
+
+
+set_loader("layers", _load, (yaml.YAMLError,))
+
+
 def _parse(argv: Sequence[str], prog: str) -> tuple[Config, bool]:
     parser = ArgumentParser(
         prog=prog,
+        parser_mode="layers",
         description="Train AURA. Later --config files and options win over earlier ones.",
         epilog="Every option can stand in a YAML file: --train.lr 1e-3 is 'train: {lr: 1e-3}'.",
         exit_on_error=False,
@@ -101,6 +119,8 @@ def _check_layers(argv: Sequence[str]) -> None:
 
 
 def _check_sections(value: Any, section: type, where: str, prefix: str = "") -> None:
+    if prefix == "data.train." and isinstance(value, list):
+        return
     if not isinstance(value, dict):
         name = prefix.rstrip(".") or "the file"
         raise ValueError(f"{where}{name} must hold settings, 'name: value' line by line, not {value!r:.60}")
@@ -131,7 +151,9 @@ def _refuse_leftover(argv: Sequence[str]) -> None:
         layer = yaml.safe_load(Path(value).read_text(encoding="utf-8")) if Path(value).is_file() else {}
         for name in ("train", "val"):
             split = (layer.get("data") or {}).get(name) or {}
-            if "annotations" in split:
+            if isinstance(split, list):
+                named[name] = (place, value, None)
+            elif "annotations" in split:
                 named[name] = (place, value, split["annotations"])
     if {"train", "val"} <= named.keys():
         (train_at, train_from, _), (val_at, val_from, val) = named["train"], named["val"]

@@ -6,6 +6,7 @@ LISA's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -129,16 +130,41 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class SplitSettings:
-    """One split of a data set.
+class SourceSettings:
+    """One of several files to train on.
 
     Args:
         annotations: AmodalReasonSeg JSON file.
         images: Folder that its ``file_name`` entries are relative to.
+        weight: Its share of the visits, compared with the weights of the other sources.
+    """
+
+    annotations: str
+    images: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.weight < math.inf,
+            f"data.train: the weight of {self.annotations} must be positive and finite, got {self.weight}",
+        )
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """One split of a data set: a file, or, to train on, several.
+
+    In YAML ``train: [{annotations: ..., images: ..., weight: ...}, ...]`` stands for ``train: {sources: [...]}``.
+
+    Args:
+        annotations: AmodalReasonSeg JSON file.
+        images: Folder that its ``file_name`` entries are relative to.
+        sources: Several files in place of one, see :mod:`aura.data.mixture`.
     """
 
     annotations: str | None = None
     images: str | None = None
+    sources: tuple[SourceSettings, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +172,7 @@ class DataSettings:
     """What to train and validate on.
 
     Args:
-        train: Training split.
+        train: Training split, one file or several.
         val: Validation split; without it a part of the training split is held out.
         held_out: Images held out of the training split where ``val`` names no file: those whose ids come first in the
             order of their hashes, at most a tenth of all. 0 trains on all of them and does not validate.
@@ -181,6 +207,21 @@ class DataSettings:
         _require(self.prefetch > 0, f"data.prefetch must be positive, got {self.prefetch}")
         for key in ("num_workers", "held_out"):
             _require(getattr(self, key) >= 0, f"data.{key} must not be negative, got {getattr(self, key)}")
+        _require(not self.val.sources, "data.val is one file; join several, or leave it null and hold images out")
+        one, several = self.train.annotations, self.train.sources
+        _require(
+            one is None or not several,
+            f"data.train names one file ({one}) and a list of {len(several)} sources; to train on the one file pass "
+            "--data.train.sources [] too",
+        )
+        files = [source.annotations for source in several]
+        _require(len(set(files)) == len(files), f"data.train lists a file twice; give it one weight: {files}")
+
+    def files(self) -> dict[str, SplitSettings | SourceSettings]:
+        """The files to train on, by the name that errors give them: ``train``, or ``train[0]``, ``train[1]``, ..."""
+        if not self.train.sources:
+            return {"train": self.train}
+        return {f"train[{number}]": source for number, source in enumerate(self.train.sources)}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from aura.data.feature_cache import FeatureCache
+from aura.data.mixture import Mixture, Schedule
 from aura.data.processor import ProcessedSample, Processor
 from aura.data.selection import conversation_counts
 from aura.types import Conversation, Sample
@@ -35,16 +36,25 @@ class EpochSampler(Sampler[list[Key]]):
         rank: This process, 0 to ``world - 1``.
         world: Number of processes.
         start: Micro-steps already done (when resuming).
+        schedule: The order of several sources, in place of one permutation after another.
     """
 
     def __init__(
-        self, num_samples: int, batch: int, *, seed: int = 0, rank: int = 0, world: int = 1, start: int = 0
+        self,
+        num_samples: int,
+        batch: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        schedule: Schedule | None = None,
     ) -> None:
         if num_samples < 1:
             raise ValueError("the training split has no images to draw from; check data.train.annotations")
         assert batch > 0 and 0 <= rank < world and start >= 0
         self.num_samples, self.batch, self.seed = num_samples, batch, seed
-        self.rank, self.world, self.start = rank, world, start
+        self.rank, self.world, self.start, self.schedule = rank, world, start, schedule
         self._order: tuple[int, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -59,6 +69,8 @@ class EpochSampler(Sampler[list[Key]]):
         return [self._key(position) for position in range(first, first + self.batch)]
 
     def _key(self, position: int) -> Key:
+        if self.schedule is not None:
+            return self.schedule.key(position, self.seed)
         epoch, offset = divmod(position, self.num_samples)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.num_samples))
@@ -93,6 +105,10 @@ class AuraDataset(Dataset[ProcessedSample]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def schedule(self) -> Schedule | None:
+        """The order in which a run visits several sources; ``None`` of a single one."""
+        return self.samples.schedule if isinstance(self.samples, Mixture) else None
 
     def record(self, key: Key) -> Sample:
         """The record that a key stands for."""

@@ -102,6 +102,11 @@ class Selection(Sequence[Sample]):
         self._positions = positions
         self._without = {image: frozenset(ids) for image, ids in (without or {}).items()}
 
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Of the taken ones among all samples, ascending."""
+        return self._positions
+
     def __len__(self) -> int:
         return len(self._positions)
 

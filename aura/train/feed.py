@@ -63,7 +63,9 @@ def batches(
         samples, processor, conversations_per_image=data.conversations_per_image, seed=train.seed, cache=cache
     )
     rank, world, batch = process.rank, process.world_size, train.micro_batch_size
-    sampler = EpochSampler(len(dataset), batch, seed=train.seed, rank=rank, world=world, start=start)
+    sampler = EpochSampler(
+        len(dataset), batch, seed=train.seed, rank=rank, world=world, start=start, schedule=dataset.schedule()
+    )
     keys: Iterable[list[Key]] = sampler
     if train.overfit_one_batch:
         keys = itertools.cycle([sampler.keys(micro_step) for micro_step in range(train.accumulation)])

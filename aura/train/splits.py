@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -12,11 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from aura.config import Config, SplitSettings, load_config
+from aura.config import Config, DataSettings, SourceSettings, SplitSettings, load_config
 from aura.data.conversations import ConversationTokenizer
 from aura.data.findings import Findings
+from aura.data.mixture import Mixture, hold_out_of
 from aura.data.preflight import BadRecord, Inspection, inspect
-from aura.data.selection import Selection, conversation_counts, hold_out, pictures
+from aura.data.selection import Selection, conversation_counts, pictures
 from aura.files import write_json, write_text
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.machine import ranks
@@ -48,27 +50,57 @@ def open_splits(config: Config, tokenizer: ConversationTokenizer, process: Proce
             training would refuse and ``data.on_bad_record`` is ``stop``.
     """
     data, run = config.data, Path(config.train.output_dir)
-    splits: dict[str, Sequence[Sample]] = {"train": in_turn(process, lambda: load_split(data.train, "train"))}
+    files: dict[str, SplitSettings | SourceSettings] = {**data.files()}
     if data.val.annotations is not None:
-        splits["val"] = in_turn(process, lambda: load_split(data.val, "val"))
+        files["val"] = data.val
+    opened = {name: in_turn(process, partial(load_split, split, name)) for name, split in files.items()}
+    splits: dict[str, Sequence[Sample]] = {"train": _together(data, [opened[name] for name in data.files()])}
+    if "val" in opened:
+        splits["val"] = opened["val"]
+    elif config.train.validate_every and data.held_out:
+        train, held = hold_out_of(splits["train"], data.held_out)
+        if len(held):  # or the records stay those of the whole file, as in runs that hold nothing out
+            splits = {"train": train, "val": held}
     told: list[str] = []
     if process.is_main:
-        refused = ranks.from_first(lambda: _check(config, splits, tokenizer, run, told))
+        refused, unwanted = ranks.from_first(lambda: _check(config, opened, splits, tokenizer, run, told))
     else:
-        refused = ranks.from_first(lambda: {})
-    sources = {name: name for name in splits}
-    if "val" not in splits and config.train.validate_every and data.held_out:
-        train, held = hold_out(splits["train"], data.held_out)
-        if len(held):  # or the records stay those of the whole file, as in runs that hold nothing out
-            splits, sources = {"train": train, "val": held}, {"train": "train", "val": "train"}
-    for name, source in sources.items():
-        if bad := refused.get(source):
-            splits[name] = without(splits[name], bad)
+        refused, unwanted = ranks.from_first(lambda: ({}, {}))
+    of_val = {"train": refused.get("val", [])} if "val" in opened else refused
+    for name, bad in (("train", unwanted), ("val", of_val)):
+        if name in splits and any(bad.values()):
+            splits[name] = _without_those(splits[name], bad)
             if not conversation_counts(splits[name]).any():
+                source = name if name in opened else "train"
                 raise ValueError(f"data.{source}: every record is a bad one ({run / LEFT_OUT}); nothing is left")
     if process.is_main:
         told.append(_validation_told(config, splits.get("val"), run))
     return Splits(splits["train"], splits.get("val"), told)
+
+
+def _together(data: DataSettings, parts: Sequence[Sequence[Sample]]) -> Sequence[Sample]:
+    """What to train on: the records of the one file, or a mixture of several."""
+    sources = data.train.sources
+    if not sources:
+        return parts[0]
+    return Mixture(parts, short_names([s.annotations for s in sources]), [s.weight for s in sources])
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """The ends of different paths, as long as it takes to tell them apart; without ``.json``."""
+    paths = [Path(file).with_suffix("").parts for file in files]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-depth:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    return list(files)
+
+
+def _without_those(samples: Sequence[Sample], bad: Mapping[str, Sequence[BadRecord]]) -> Sequence[Sample]:
+    """The samples without the bad records of ``train``, or without those of ``train[k]`` in part k of a mixture."""
+    if not isinstance(samples, Mixture):
+        return without(samples, bad.get("train", ()))
+    return samples.of([without(part, bad.get(f"train[{k}]", ())) for k, part in enumerate(samples.parts)])
 
 
 def kept_for_validation(run: Path, images: str | None = None) -> tuple[Sequence[Sample], str]:
@@ -84,16 +116,24 @@ def kept_for_validation(run: Path, images: str | None = None) -> tuple[Sequence[
     data = load_config(run / "config.yaml").data if (run / "config.yaml").is_file() else None
     if data is not None and data.val.annotations is not None:
         return AmodalReasonSeg.load(data.val.annotations, images or data.val.images), data.val.annotations
-    if data is None or data.train.annotations is None or not (run / HELD_OUT).is_file():
+    files = [split for split in data.files().values() if split.annotations is not None] if data is not None else []
+    if data is None or not files or not (run / HELD_OUT).is_file():
         raise ValueError(f"{run} names no validation split; say what to evaluate with --data FILE")
-    dataset = AmodalReasonSeg.load(data.train.annotations, images or data.train.images)
+    if images is not None and len(files) > 1:
+        raise ValueError(f"--images is one folder, but {run} was trained on {len(files)} files; leave it out")
+    dataset = _together(data, [AmodalReasonSeg.load(str(f.annotations), images or f.images) for f in files])
+    names = " + ".join(str(split.annotations) for split in files)
     held = set(json.loads((run / HELD_OUT).read_text(encoding="utf-8"))["image_ids"])
-    places = [place for place, picture in enumerate(dataset.pictures()) if picture.image_id in held]
+    places = [place for place, picture in enumerate(pictures(dataset)) if picture.image_id in held]
     if len(places) < len(held):
-        raise ValueError(f"{data.train.annotations} lacks images that {run / HELD_OUT} lists; give --data FILE")
-    chosen, listed = Selection(dataset, np.array(places, dtype=np.int64)), run / LEFT_OUT
-    left_out = json.loads(listed.read_text(encoding="utf-8")).get("data.train", []) if listed.is_file() else []
-    return without(chosen, [BadRecord(**record) for record in left_out]), data.train.annotations
+        raise ValueError(f"{names} lacks images that {run / HELD_OUT} lists; give --data FILE")
+    at, listed = np.array(places, dtype=np.int64), run / LEFT_OUT
+    chosen = dataset.select(at) if isinstance(dataset, Mixture) else Selection(dataset, at)
+    left_out = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else {}
+    bad = {
+        name.removeprefix("data."): [BadRecord(**record) for record in records] for name, records in left_out.items()
+    }
+    return _without_those(chosen, bad), names
 
 
 def _validation_told(config: Config, val: Sequence[Sample] | None, run: Path) -> str:
@@ -102,7 +142,8 @@ def _validation_told(config: Config, val: Sequence[Sample] | None, run: Path) ->
     listed = run / HELD_OUT
     if data.val.annotations is None and val is not None:
         ids = [picture.image_id for picture in pictures(val)]
-        write_json(listed, {"annotations": data.train.annotations, "image_ids": ids}, indent=1)
+        files = [split.annotations for split in data.files().values()]
+        write_json(listed, {"annotations": files if len(files) > 1 else files[0], "image_ids": ids}, indent=1)
         return f"validates every {every} steps on {len(ids)} images held out of data.train, never trained on: {listed}"
     listed.unlink(missing_ok=True)
     if every and val is not None:
@@ -113,7 +154,7 @@ def _validation_told(config: Config, val: Sequence[Sample] | None, run: Path) ->
     return f"does not validate: data.val names no file and {why}; the last step is exported"
 
 
-def load_split(split: SplitSettings, name: str) -> AmodalReasonSeg:
+def load_split(split: SplitSettings | SourceSettings, name: str) -> AmodalReasonSeg:
     """Open a split, and look whether its pictures' folder is the right one.
 
     Raises:
@@ -151,19 +192,23 @@ def without(samples: Sequence[Sample], bad: Sequence[BadRecord]) -> Selection:
 
 def _check(
     config: Config,
-    splits: dict[str, Sequence[Sample]],
+    opened: Mapping[str, AmodalReasonSeg],
+    splits: Mapping[str, Sequence[Sample]],
     tokenizer: ConversationTokenizer,
     run: Path,
     told: list[str],
-) -> dict[str, list[BadRecord]]:
-    """The bad records of each split, said and listed."""
+) -> tuple[dict[str, list[BadRecord]], dict[str, list[BadRecord]]]:
+    """The bad records of each file, said and listed; and the records of each file that are not trained on."""
     inspected, kept = {}, {}
-    for name, samples in splits.items():
-        kept[name] = Findings(Path(getattr(config.data, name).annotations))
-        option = f"--data.{name}.images"
+    for name, samples in opened.items():
+        kept[name] = Findings(Path(samples.source))
+        option = f"data.{name}.images" if "[" in name else f"--data.{name}.images"
         inspected[name] = inspect(samples, tokenizer, kept[name], option=option, name=f"data.{name}")
-    if "val" in splits:
-        refuse_leak(*(used_pictures(splits[name], kept[name]) for name in ("train", "val")))
+    if "val" in opened:
+        train: dict[str, Path] = {}
+        for name in config.data.files():
+            train |= used_pictures(opened[name], kept[name])
+        refuse_leak(train, used_pictures(opened["val"], kept["val"]))
     for name, (_, notes) in inspected.items():
         if notes:
             told.append(f"data.{name}: {len(notes)} pictures may lie otherwise than their masks, such as {notes[0]}")
@@ -177,7 +222,31 @@ def _check(
         told.append(f"left out {counted}: {run / LEFT_OUT} lists them")
     else:
         (run / LEFT_OUT).unlink(missing_ok=True)
-    return refused
+    twins = held_out_elsewhere(splits["train"], splits.get("val"), kept)
+    if number := sum(map(len, twins.values())):
+        told.append(f"left out {number} images of data.train whose pictures are held out of another source")
+    if isinstance(mixture := splits["train"], Mixture):
+        told += mixture.told()
+    return refused, {name: refused.get(name, []) + twins.get(name, []) for name in config.data.files()}
+
+
+def held_out_elsewhere(
+    train: Sequence[Sample], val: Sequence[Sample] | None, findings: Mapping[str, Findings]
+) -> dict[str, list[BadRecord]]:
+    """The images of several sources whose pictures, by their content, are held out of one of them, by source."""
+    found: dict[str, list[BadRecord]] = {}
+    if not (isinstance(train, Mixture) and isinstance(val, Mixture)):
+        return found
+    held: set[str] = set()
+    for number, part in enumerate(val.parts):
+        held |= used_pictures(part, findings[f"train[{number}]"]).keys() - {""}
+    for number, part in enumerate(train.parts):
+        name = f"train[{number}]"
+        for picture, count in zip(pictures(part), conversation_counts(part), strict=True):
+            if count and findings[name].facts(picture.path).sha256 in held:
+                reason = f"image {picture.image_id}: its picture is held out of another source"
+                found.setdefault(name, []).append(BadRecord(picture.image_id, None, reason))
+    return found
 
 
 def _refuse(config: Config, inspected: dict[str, Inspection], run: Path) -> None:
@@ -193,7 +262,9 @@ def _refuse(config: Config, inspected: dict[str, Inspection], run: Path) -> None
         write_text(run / BAD, "\n".join(bad) + "\n")
         where = f"in {run / BAD}"
     files = " and ".join(
-        f"{getattr(config.data, name).annotations} (data.{name})" for name, found in inspected.items() if found.bad
+        f"{split.annotations} (data.{name})"
+        for name, split in {**config.data.files(), "val": config.data.val}.items()
+        if name in inspected and inspected[name].bad
     )
     raise ValueError(
         f"{files}: {_counted(bad)}, listed {where}, the first: {bad[0]}. Mend them, or train without them: "

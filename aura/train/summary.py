@@ -116,7 +116,7 @@ def model_card(
         "loss weights": ", ".join(f"{k} {v:g}" for k, v in vars(config.loss).items() if isinstance(v, float)),
         "weights": f"{dtype} (SAM and the mask decoders in fp32), {total:,} parameters, {trained:,} of them trainable",
     }
-    data = {name: getattr(config.data, name).annotations for name in ("train", "val")}
+    data = {name: split.annotations for name, split in {**config.data.files(), "val": config.data.val}.items()}
     lines = [
         "---",
         "library_name: transformers",

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from aura.config import Config, to_yaml
 from aura.data.feature_cache import FeatureCache
+from aura.data.mixture import Mixture
 from aura.data.processor import Processor
 from aura.data.selection import pictures
 from aura.features import fill_cache
@@ -67,6 +68,7 @@ class Trainer:
         self.config, self.settings, self.process = config, config.train, process
         self.model, self.processor, self.samples = model, processor, samples
         self.val_samples = validation_samples(val_samples, config.train, process)
+        self.val_sources = val_samples.names if isinstance(val_samples, Mixture) else ()
         self.folder = Path(config.train.output_dir)
         self.checkpoints = ckpt.Checkpoints(self.folder, config.train.keep_last, process)
         self.criterion = AuraCriterion(config.loss)
@@ -262,6 +264,8 @@ class Trainer:
         facts: dict[str, Any] = {"lr": lr, "grad_norm": self.engine.grad_norm}
         if self.engine.scaler is not None:
             facts |= {"loss_scale": self.engine.scaler.scale, "skipped_steps": self.engine.skipped_steps}
+        if isinstance(self.samples, Mixture):
+            facts["drawn"] = self.samples.visits(self.engine.attempts * self.effective_batch)
         self.log.write("train", step, {**means, **facts, "samples_per_second": speed})
         check_at = max(3 * self.settings.warmup_steps, self.settings.steps // 4)
         if step - self.settings.log_every < check_at <= step:
@@ -274,7 +278,7 @@ class Trainer:
         if not self.val_samples:
             return False
         keep = pictures_of(self.folder, step) if self.process.is_main else None
-        report = validate(self.model, self.processor, self.val_samples, self.cache, keep)
+        report = validate(self.model, self.processor, self.val_samples, self.cache, keep, self.val_sources)
         self.log.write("val", step, report)
         key = self.settings.best_metric
         score = look_up(report, key)

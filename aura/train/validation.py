@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ from tqdm import tqdm
 
 from aura.config import TrainSettings
 from aura.data.feature_cache import FeatureCache
+from aura.data.mixture import STRIDE, evenly
 from aura.data.processor import Processor
 from aura.evaluation.evaluate import evaluate
 from aura.evaluation.examples import Extremes
 from aura.evaluation.metrics import summarise
+from aura.evaluation.report import Report
 from aura.model import AuraModel
 from aura.train.engine import Process
 from aura.train.randomness import rng_state, set_rng_state
@@ -25,20 +26,26 @@ def validation_samples(samples: Sequence[Sample] | None, settings: TrainSettings
     """The first ``settings.validate_images`` samples that have a conversation; none where validation is off."""
     if samples is None or settings.validate_every == 0:
         return []
-    chosen = [sample for sample in islice(samples, settings.validate_images) if sample.conversations]
+    chosen = [sample for sample in evenly(samples, settings.validate_images) if sample.conversations]
     if settings.zero_stage == 3:  # every forward pass is a joint act there: all processes need equally many
         chosen = chosen[: len(chosen) // process.world_size * process.world_size]
     return chosen
 
 
 def validate(
-    model: AuraModel, processor: Processor, samples: Sequence[Sample], cache: FeatureCache | None, keep: Path | None
+    model: AuraModel,
+    processor: Processor,
+    samples: Sequence[Sample],
+    cache: FeatureCache | None,
+    keep: Path | None,
+    sources: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The teacher-forced report's figures, the same on all processes; the random state stays as it was.
 
     Args:
         keep: A folder for the whole report and pictures of its best and worst answers; ``None`` writes nothing. What
             cannot be written there is left out: it is for the eye, and stops no run.
+        sources: Names of the sources of a mixture; the figures of each stand under its name in ``sources``.
     """
     before = rng_state()
     extremes = Extremes()
@@ -51,7 +58,23 @@ def validate(
         except (OSError, ValueError) as error:
             tqdm.write(f"WARNING: {keep} is not complete: {error}")
     set_rng_state(before)
-    return {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
+    parts = {name: part.as_dict() for name, part in by_source(report, sources).items()}
+    alone = {name: {key: part[key] for key in ("num_objects", "amodal", "visible")} for name, part in parts.items()}
+    figures = {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
+    return {**figures, "sources": alone} if alone else figures
+
+
+def by_source(report: Report, sources: Sequence[str]) -> dict[str, Report]:
+    """The report of each source of a mixture, by its name; nothing where there is no mixture."""
+    return {
+        name: Report(
+            report.protocol,
+            tuple(o for o in report.objects if o.record.image_id // STRIDE == number),
+            tuple(a for a in report.answers if a.image_id // STRIDE == number),
+            name,
+        )
+        for number, name in enumerate(sources)
+    }
 
 
 def check_metric(key: str) -> None:

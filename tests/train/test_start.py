@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from aura.config import Config, DataSettings, ModelSettings, SplitSettings, TrainSettings, to_yaml
+from aura.config import Config, DataSettings, ModelSettings, SourceSettings, SplitSettings, TrainSettings, to_yaml
+from aura.data.mixture import STRIDE
 from aura.data.selection import records_digest
 from aura.files import write_text
+from aura.train import splits as splits_module
 from aura.train.engine import Process
 from aura.train.splits import kept_for_validation, load_split, open_splits
 from aura.train.validation import check_metric
@@ -171,3 +174,60 @@ def test_a_run_that_does_not_validate_says_so(config, tmp_path, data, train, tol
 def test_a_few_images_are_all_trained_on(config):
     splits = opened(config)
     assert len(splits.train) == 3 and splits.val is None and "too few images" in splits.told[0]
+
+
+@pytest.fixture
+def two(config, tmp_path):
+    """Two sources of 30 images each, with the same ids; the pictures of images 5 and 105 are the same."""
+    sources = []
+    for number, name in enumerate(("photos", "scenes")):
+        (tmp_path / name).mkdir()
+        many(tmp_path / name, config)
+        for image in range(30):
+            Image.new("RGB", (4, 4), (image, number * (image != 5), 9)).save(tmp_path / name / f"{image}.png")
+        sources.append(SourceSettings(str(tmp_path / name / "train.json"), str(tmp_path / name), 1.0 + number))
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, train=SplitSettings(sources=tuple(sources)))
+    )
+
+
+def test_several_sources_hold_images_out_and_name_the_source_of_a_mistake(two, tmp_path, capsys):
+    splits = opened(two)
+    trained, held = ({s.image_id for s in samples} for samples in (splits.train, splits.val))
+    assert (
+        len(held) == 6
+        and len(trained) == 54
+        and not trained & held
+        and splits.val.names == ("photos/train", "scenes/train")
+    )
+    assert all(any(image // STRIDE == source for image in held) for source in (0, 1))
+    assert "source 1, scenes/train: 27 images, 66.7% of the visits" in splits.told
+    write_text(tmp_path / "run" / "config.yaml", to_yaml(two))
+    kept, name = kept_for_validation(tmp_path / "run")
+    assert {s.image_id for s in kept} == held and kept.names == splits.val.names and name.count("train.json") == 2
+    bad = next(image for image in held if image >= STRIDE)
+    (tmp_path / "scenes" / f"{bad - STRIDE}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"scenes/train\.json \(data\.train\[1\]\): 1 bad record"):
+        opened(two)
+    again = opened(two, on_bad_record="skip")
+    assert {s.image_id for s in again.val} == held - {bad} and {s.image_id for s in again.train} == trained
+    assert {s.image_id for s in kept_for_validation(tmp_path / "run")[0]} == held - {bad}
+    listed = json.loads((tmp_path / "run" / "left_out.json").read_text())
+    assert [record["image_id"] for record in listed["data.train[1]"]] == [bad - STRIDE]
+    missing = SplitSettings(sources=(two.data.train.sources[0], SourceSettings(str(tmp_path / "none.json"))))
+    with pytest.raises(ValueError, match=r"none\.json"):
+        opened(two, train=missing)
+
+
+def test_a_picture_that_is_held_out_of_one_source_is_not_trained_on_in_another(two, monkeypatch):
+    def fifth(samples, number):
+        places = np.arange(len(samples))
+        return samples.select(places[places != 5]), samples.select(places[places == 5])
+
+    monkeypatch.setattr(splits_module, "hold_out_of", fifth)
+    splits = opened(two)
+    assert [s.image_id for s in splits.val] == [5]
+    assert {s.image_id for s in splits.train} == {n for n in range(30) if n != 5} | {
+        STRIDE + n for n in range(30) if n != 5
+    }
+    assert "left out 1 images of data.train whose pictures are held out of another source" in splits.told

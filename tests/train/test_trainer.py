@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from aura.config import Config, DataSettings, ModelSettings, TrainSettings
+from aura.data.mixture import Mixture
 from aura.model import AuraModel
 from aura.train import trainer as trainer_module
 from aura.train.engine import start_process
@@ -93,7 +94,12 @@ def test_a_run_leaves_everything_behind(config, samples, val_samples):
     assert kept == sorted({f"step_{best['step']:06d}", "step_000004", "step_000006"})
 
 
-def test_interrupted_and_continued_equals_uninterrupted(config, samples, val_samples, tmp_path, monkeypatch):
+@pytest.mark.parametrize("several", [False, True], ids=["one source", "several sources"])
+def test_interrupted_and_continued_equals_uninterrupted(config, samples, val_samples, tmp_path, monkeypatch, several):
+    if several:
+        samples, val_samples = (
+            Mixture([part, part[:1]], ["squares", "more"], [2, 1]) for part in (samples, val_samples)
+        )
     whole = changed(config, output_dir=str(tmp_path / "whole"))
     assert make_trainer(whole, samples, val_samples).run() == 0
 
@@ -117,6 +123,12 @@ def test_interrupted_and_continued_equals_uninterrupted(config, samples, val_sam
     assert make_trainer(parts, samples, val_samples).run() == 0
 
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    if several:
+        logged = losses_of(tmp_path / "whole")
+        drawn = [record["drawn"] for record in logged if record["kind"] == "train"]
+        assert drawn[-1] == {"squares": 8, "more": 4} and all(abs(d["squares"] - 2 * d["more"]) < 3 for d in drawn)
+        told = next(record["sources"] for record in logged if record["kind"] == "val")
+        assert [told[name]["num_objects"] for name in ("squares", "more")] == [6, 3]
     first, second = (AuraModel.from_pretrained(tmp_path / name / "export") for name in ("whole", "parts"))
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
