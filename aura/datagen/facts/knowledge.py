@@ -141,7 +141,7 @@ PURPOSES: tuple[Purpose, ...] = (
     _ability("lift a tree", "elephant"),
     _ability("eat from high trees", "giraffe"),
     _ability("be of use in a bathroom", "toilet, toothbrush, sink, hair drier"),
-    _ability("grow leaves", "potted plant"),
+    _ability("grow", "potted plant"),
     _ability("float", "boat, surfboard"),
     _ability("stop traffic", "traffic light, stop sign"),
     _ability("roll on wheels", "bicycle, car, motorcycle, bus, train, truck, skateboard"),
