@@ -33,7 +33,7 @@ def parse_config(argv: Sequence[str] | None = None, *, prog: str = "train_ds.py"
     """
     try:
         config, print_it = _parse(sys.argv[1:] if argv is None else argv, prog)
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
+    except (argparse.ArgumentError, ValueError, TypeError, OverflowError) as error:
         print(f"{prog}: {_one_line(error)} (see {prog} --help)", file=sys.stderr)
         sys.exit(2)
     if print_it:
@@ -50,7 +50,7 @@ def load_config(*paths: str | Path) -> Config:
     """
     try:
         return _parse([f"--config={path}" for path in paths], "config")[0]
-    except (argparse.ArgumentError, ValueError, TypeError) as error:
+    except (argparse.ArgumentError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{' + '.join(map(str, paths))}: {_one_line(error)}") from error
 
 

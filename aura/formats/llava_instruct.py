@@ -101,7 +101,7 @@ class LlavaFile:
         lines = []
         for number, line in enumerate(said):
             at = f"{where}, line {number}"
-            role, text = ROLES.get(line.get("from")), self._reader.text(line, "value", at)
+            role, text = ROLES.get(str(line.get("from"))), self._reader.text(line, "value", at)
             if role is None:
                 raise self._reader.error(at, f"'from' must be human or gpt, it is {line.get('from')!r}")
             if SEG_TOKEN in text:
