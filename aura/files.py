@@ -103,6 +103,12 @@ def places_for(path: Path, ending: str) -> list[Path]:
     return [path.with_name(f".{path.name}{ending}"), cache / f"{name}{ending}"]
 
 
+def make_weights_plain(folder: str | Path) -> None:
+    """Give every ``.safetensors`` file below ``folder`` a new file's mode: safetensors writes for the owner alone."""
+    for file in Path(folder).rglob("*.safetensors"):
+        file.chmod(plain_mode())
+
+
 def plain_mode() -> int:
     """The mode a new file would have had: ``mkstemp`` makes files private, results should not be."""
     mask = os.umask(0)

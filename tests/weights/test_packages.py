@@ -11,7 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from transformers import Dinov2Config, Dinov2Model
 
+from aura.data.images import clip_preprocessing
+from aura.files import plain_mode
 from aura.weights import packages
 from aura.weights.packages import PARTS, get
 
@@ -102,3 +105,20 @@ def test_only_known_names(capsys):
     with pytest.raises(SystemExit):
         MAIN(["resnet", "--from", "packages"])
     assert "invalid choice: 'resnet'" in capsys.readouterr().err
+
+
+def test_a_converted_tower_is_for_others_to_read_and_says_how_it_reads_images(registry, monkeypatch, tmp_path):
+    part = PARTS["dinov2_small"]
+    (member,) = part.package.members
+    package = dataclasses.replace(part.package, members={member: hashlib.sha256(CONTENT).hexdigest()})
+    monkeypatch.setitem(PARTS, "dinov2_small", dataclasses.replace(part, package=package))
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    monkeypatch.setattr(packages, "dinov2_from_onnx", lambda _: Dinov2Model(config))
+    registry(**{member: CONTENT})
+    folder = get("dinov2_small", "packages", tmp_path)
+    weights = folder / "model.safetensors"
+    assert weights.stat().st_mode & 0o777 == plain_mode() == (folder / "config.json").stat().st_mode & 0o777
+    assert clip_preprocessing(folder) == {
+        **{"clip_mean": (0.485, 0.456, 0.406), "clip_std": (0.229, 0.224, 0.225)},
+        **{"clip_image_size": 518, "clip_resize": "crop"},
+    }
