@@ -42,7 +42,7 @@ def open_picture(path: str | Path, context: str = "") -> Image.Image:
     """The file with its header read and its size checked, not decoded; errors as :func:`read_picture`."""
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{context}the image file {path} does not exist; check the image folder")
+        raise ValueError(f"{context}the image {path} does not exist; check its name and the image folder")
     if not path.is_file():
         raise ValueError(f"{context}{path} is not an image file; give one file")
     return open_stream(path, f"{context}{path}")
