@@ -31,7 +31,7 @@ from aura.data.preflight import BadRecord, inspect_texts, read_pictures
 from aura.data.selection import pictures
 from aura.formats.amodal_reason_seg import AmodalReasonSeg, image_folder
 from aura.formats.checks import problems, shared_images
-from aura.formats.pictures import find_picture, orientation_note
+from aura.formats.pictures import find_picture, name_flaw, orientation_note
 from aura.formats.reading import read_json_object
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _is_told(record: BadRecord, known: str) -> bool:
 def _file_names(document: dict[str, Any]) -> list[str]:
     records = document.get("images")
     names = [r.get("file_name") for r in records if isinstance(r, dict)] if isinstance(records, list) else []
-    return [name for name in names if isinstance(name, str) and name.strip()]
+    return [name for name in names if isinstance(name, str) and name.strip() and name_flaw(name) is None]
 
 
 def _notes(console: Console, dataset: AmodalReasonSeg, findings: Findings) -> None:

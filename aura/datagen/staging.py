@@ -6,7 +6,7 @@ import dataclasses
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from aura.datagen.settings import SourceSettings
@@ -84,12 +84,6 @@ class Staging:
                 self.without_objects += 1
 
     def _add(self, number: int, image: AnnotatedImage) -> None:
-        source, path = self.sources[number], PurePosixPath(image.file_name)
-        if path.is_absolute() or ".." in path.parts or "\\" in image.file_name:
-            raise ValueError(
-                f"{source.annotations}: image {image.image_id}: the file name {image.file_name!r} leads out of the "
-                "picture folder; use names below it"
-            )
         for name, category_id in image.category_ids.items():
             if self._categories.setdefault(name, category_id) != category_id:
                 raise ValueError(

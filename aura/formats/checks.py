@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from aura.formats.objects import is_unknown
 from aura.formats.occlusion import DEPTH_ORDER, intersections, occluders
-from aura.formats.pictures import Picture, PictureFacts, find_picture, picture_flaw
+from aura.formats.pictures import Picture, PictureFacts, find_picture, name_flaw, picture_flaw
 from aura.formats.pictures import examine as read_picture
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
@@ -88,7 +88,8 @@ def _image_records(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     records = document.get("images")
     if not isinstance(records, list):
         return []
-    return [r for r in records if isinstance(r, dict) and isinstance(r.get("file_name"), str)]
+    named = (r for r in records if isinstance(r, dict) and isinstance(r.get("file_name"), str))
+    return [record for record in named if name_flaw(record["file_name"]) is None]
 
 
 def _digest(path: Path) -> str | None:
@@ -159,6 +160,8 @@ class _Checker:
         where = f"image {number}"
         if not _is_text(image.get("file_name")):
             self._report(where, "'file_name' must be a text")
+        elif flaw := name_flaw(image["file_name"]):
+            self._report(where, flaw)
         elif self.folder is not None:
             path = find_picture(self.folder, image["file_name"])
             picture = Picture(number, path, image.get("height"), image.get("width"))  # type: ignore[arg-type]

@@ -171,8 +171,8 @@ class InstanceFile:
     def _file_name(self, record: dict[str, Any], where: str) -> str:
         """LVIS has none: there it is the end of the picture's address, such as ``train2017/000000391895.jpg``."""
         if "file_name" not in record and isinstance(address := record.get("coco_url"), str) and "/" in address:
-            return "/".join(address.split("/")[-2:])
-        return self._reader.text(record, "file_name", where)
+            return self._reader.name_below("/".join(address.split("/")[-2:]), where)
+        return self._reader.file_name(record, "file_name", where)
 
     def _instances(
         self, image: InstanceImage, wanted: Collection[int] | None = None, flaws: Flaws | None = None

@@ -90,7 +90,7 @@ class LlavaFile:
         if record.get("image") is None:
             self.num_without_picture += 1
             return
-        name = self._reader.text(record, "image", where)
+        name = self._reader.file_name(record, "image", where)
         turns = json.dumps([(turn.question, turn.answer) for turn in self._turns(record, where)])
         self._database.execute("INSERT INTO talks VALUES (?, ?, ?)", [position, name, turns])
 

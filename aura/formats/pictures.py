@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ UPRIGHT, LYING = 1, range(5, 9)
 
 
 JPEG_QUALITY = 92
+LONGEST_PART, LONGEST_NAME = 255, 2048
+"""Bytes of a file's or folder's own name that every file system takes, and of those of a record together."""
 
 
 class Picture(NamedTuple):
@@ -41,15 +44,57 @@ class PictureFacts(NamedTuple):
     flaw: str = ""
 
 
-def find_picture(folder: Path, name: str) -> Path:
-    """The file that a record's ``file_name`` means.
+def name_flaw(name: str) -> str | None:
+    """Why a record of a data file must not call its picture so; ``None`` if it may.
+
+    Data comes from others: a name must not lead out of the folder of the pictures, neither by ``..`` nor by starting at
+    a root or a drive, as Linux or as Windows writes them. What is linked inside the folder, its owner has linked.
+    """
+    path = PureWindowsPath(name)  # knows both kinds of slashes
+    if path.drive or path.root or ".." in path.parts:
+        flaw = "leads out of the picture folder"
+    elif "\0" in name:
+        flaw = "holds a NUL character"
+    else:
+        try:
+            sizes = [len(os.fsencode(part)) for part in path.parts]
+        except UnicodeEncodeError:
+            flaw = "is no text that a file can be called"
+        else:
+            if max(sizes, default=0) <= LONGEST_PART and sum(sizes) + len(sizes) <= LONGEST_NAME:
+                return None
+            flaw = "is too long for a file system"
+    return f"the file name {name!r:.100} {flaw}; use names of files below the picture folder"
+
+
+def path_below(folder: Path, name: str, context: str = "") -> Path:
+    """``folder / name``, to read or to write.
+
+    Args:
+        folder: Where the pictures lie.
+        name: From a data file.
+        context: Prefix of the error, such as ``"data.json: image 17: "``.
+
+    Raises:
+        ValueError: The name leads out of the folder, or no file can have it.
+    """
+    if flaw := name_flaw(name):
+        raise ValueError(f"{context}{flaw}")
+    return folder / name
+
+
+def find_picture(folder: Path, name: str, context: str = "") -> Path:
+    """The file that a record's ``file_name`` means; arguments and errors as :func:`path_below`.
 
     That is the name as written, or else as another system writes it: with ``/`` for Windows' backslashes, its accents
     and syllables composed (Linux) or decomposed (macOS). Where none is there, the name as written.
     """
+    written = path_below(folder, name, context)
     slashes = name.replace("\\", "/")
     spellings = (name, slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
-    return next((path for path in (folder / spelling for spelling in spellings) if path.is_file()), folder / name)
+    # A decomposed name is longer, and may be longer than a file's name can be.
+    paths = (folder / spelling for spelling in spellings if name_flaw(spelling) is None)
+    return next((path for path in paths if path.is_file()), written)
 
 
 def examine(path: Path) -> PictureFacts:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aura.files import read_text
+from aura.formats.pictures import name_flaw
 from aura.masks import decode_rle, encode_rle, is_number, polygons_to_mask, rle_area, whole_number
 from aura.types import Rle
 
@@ -181,6 +182,16 @@ class RecordReader:
         if not isinstance(value, str) or not value.strip():
             raise self.error(where, f"'{key}' must be a text, {_found(record, key)}")
         return value
+
+    def file_name(self, record: Mapping[str, Any], key: str, where: str) -> str:
+        """The text ``record[key]``, which must name a file below the folder of the pictures."""
+        return self.name_below(self.text(record, key, where), where)
+
+    def name_below(self, name: str, where: str) -> str:
+        """``name``, which must be of a file below the folder of the pictures."""
+        if flaw := name_flaw(name):
+            raise self.error(where, flaw)
+        return name
 
     def integers(self, record: Mapping[str, Any], key: str, where: str) -> tuple[int, ...]:
         """The list of whole numbers ``record[key]``."""

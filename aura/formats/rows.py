@@ -114,7 +114,9 @@ class Rows(Sequence[Sample]):
 
     def pictures(self) -> Iterator[Picture]:
         rows = self._database().execute("SELECT id, file_name, height, width FROM images ORDER BY position")
-        return (Picture(number, find_picture(self.images, name), height, width) for number, name, height, width in rows)
+        for number, name, height, width in rows:
+            path = find_picture(self.images, name, f"{self.source}: image {number}: ")
+            yield Picture(number, path, height, width)
 
     def categories(self) -> dict[int, str]:
         return {number: name for number, (name, _) in self._names.items()}

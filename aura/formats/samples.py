@@ -58,7 +58,7 @@ class RecordParser:
         where = f"image {number}"
         height, width = (self.reader.integer(record, key, where, at_least=1) for key in ("height", "width"))
         ignore = None if record.get("ignore") is None else self._rle(record, "ignore", where)
-        return ImageRow(number, self.reader.text(record, "file_name", where), height, width, ignore)
+        return ImageRow(number, self.reader.file_name(record, "file_name", where), height, width, ignore)
 
     def image_id(self, record: Mapping[str, Any], where: str) -> int:
         """The image that an annotation or a conversation belongs to."""
@@ -128,7 +128,7 @@ class RecordParser:
             named.append(
                 AmodalObject(row.id, name, row.visible, row.amodal, row.occlusion_rate, tuple(row.occluded_by), above)
             )
-        path = find_picture(folder, image.file_name)
+        path = find_picture(folder, image.file_name, f"{self.reader.path}: image {image.id}: ")
         try:
             return Sample(image.id, path, image.height, image.width, tuple(named), tuple(conversations), image.ignore)
         except ValueError as error:

@@ -18,6 +18,7 @@ from aura.formats.checks import Problem
 from aura.formats.layouts import COCOA, COCOA_CLS, D2SA, Layout, are_d2s, recognise_record, regions_of
 from aura.formats.objects import area_of, object_of
 from aura.formats.occlusion import occluders
+from aura.formats.pictures import name_flaw
 from aura.formats.reading import RecordReader
 from aura.formats.streaming import Spool
 from aura.targets import rate_from_areas
@@ -196,11 +197,11 @@ class AnnotationFile:
         return self._spool.count("images")
 
     def file_names(self) -> list[str]:
-        """The images' file names, as far as they have one."""
+        """The images' file names, as far as they have one that can be used."""
         return [
             name.replace("\\", "/")
             for _, image in self._spool.identified("images")
-            if isinstance(name := image.get("file_name"), str)
+            if isinstance(name := image.get("file_name"), str) and name_flaw(name) is None
         ]
 
     def __iter__(self) -> Iterator[AnnotatedImage]:
@@ -209,7 +210,7 @@ class AnnotationFile:
             annotations = self._spool.of(self._annotations, number)
             made: AnnotatedImage | None = None
             with self._collecting(f"image {number}") as where:
-                name = self.reader.text(image, "file_name", where).replace("\\", "/")
+                name = self.reader.file_name(image, "file_name", where).replace("\\", "/")
                 size = (
                     self.reader.integer(image, "height", where, at_least=1),
                     self.reader.integer(image, "width", where, at_least=1),

@@ -23,7 +23,7 @@ from torch import nn
 
 from aura.config import SAME_NUMBERS, Config
 from aura.data.selection import records_digest
-from aura.files import plain_mode, write_json, write_text
+from aura.files import make_weights_plain, write_json, write_text
 from aura.model.precision import describe_export, export_dtype
 from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 from aura.types import Sample
@@ -347,8 +347,7 @@ def export(
             save: Any = engine.module.save_pretrained
             save(str(unfinished), state_dict=weights, max_shard_size=SHARD_SIZE)
             processor.save_pretrained(str(unfinished))
-            for file in unfinished.glob("*.safetensors"):  # written for the owner alone; a model is for others to read
-                file.chmod(plain_mode())
+            make_weights_plain(unfinished)
     wait_for_all(engine.process)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from aura.config import Config
 from aura.data.processor import Processor
-from aura.files import plain_mode
+from aura.files import make_weights_plain
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
 from aura.model.precision import describe_export, export_dtype
@@ -294,8 +294,7 @@ def write_folder(model: AuraModel, processor: Processor, folder: Path, *, shard_
     processor.save_pretrained(str(folder))
     if model.config.lora is not None:
         write_adapter(model, folder / ADAPTER)
-    for file in folder.rglob("*.safetensors"):  # written for the owner alone; a model is for others to read
-        file.chmod(plain_mode())
+    make_weights_plain(folder)
 
 
 def write_adapter(model: AuraModel, folder: Path) -> None:

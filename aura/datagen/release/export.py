@@ -32,6 +32,7 @@ from aura.datagen.store.store import Store
 from aura.files import write_json, write_parts, write_text
 from aura.formats.amodal_reason_seg import FORMAT_VERSION, annotation_record, conversation_record, image_record
 from aura.formats.checks import problems
+from aura.formats.pictures import path_below
 from aura.formats.reading import read_json_object
 
 MANIFEST = "release.json"
@@ -167,7 +168,8 @@ class _Writer:
                 "picture, so put that back"
             )
         if self.settings.pictures == "copy":
-            target = self.folder / "images" / split / stored.image.file_name
+            where = f"{self.store.database.path}: image {stored.image.image_id}: "
+            target = path_below(self.folder / "images" / split, stored.image.file_name, where)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(stored.picture, target)
 

@@ -35,10 +35,11 @@ def picture(member: Reading, image_id: Id) -> Response:
     """The picture of an image of the project; never another file, whatever the annotation file calls it."""
     try:
         stored = member.desk.image(image_id)
-    except KeyError:
+    except (KeyError, ValueError):  # no such image, or its name leads out of the folder
         return not_found(member, "There is no such picture in this project.")
     folders = [source.images for source in member.desk.store.images.sources]
     path = stored.picture.resolve()
+    # Stricter than for those who own the machine: what is linked from elsewhere is not shown to others.
     inside = any(path.is_relative_to(Path(folder).resolve()) for folder in folders)
     try:
         if not inside:

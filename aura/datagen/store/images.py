@@ -164,7 +164,7 @@ class Images:
 
     def picture(self, row: Row) -> Path:
         """Where the picture of a row of the table lies now."""
-        return find_picture(Path(self.sources[row["source"]].images), row["file_name"])
+        return find_picture(Path(self.sources[row["source"]].images), row["file_name"], f"{self.database.path}: ")
 
     def _image_row(self, image_id: int) -> Row:
         row = self.database.row("SELECT * FROM images WHERE image_id = ?", [image_id])

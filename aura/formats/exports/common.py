@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
+from aura.formats.decoding import open_picture
 from aura.formats.names import question_name
 from aura.formats.pictures import ORIENTATION, UPRIGHT
 from aura.masks import rle_area
@@ -108,13 +107,10 @@ def check_picture(sample: Sample) -> None:
     OpenCV, by which the others read, turns a picture as its camera said; masks refer to the stored pixels.
     """
     where = f"image {sample.image_id}: {sample.image_path}"
-    try:
-        with Image.open(sample.image_path) as picture:
-            size, orientation = picture.size[::-1], picture.getexif().get(ORIENTATION, UPRIGHT)
-    except FileNotFoundError as error:
-        raise ValueError(f"{where} does not exist; give the right folder with --images") from error
-    except OSError as error:
-        raise ValueError(f"{where} is no picture ({error}); replace the file") from error
+    if not sample.image_path.exists():
+        raise ValueError(f"{where} does not exist; give the right folder with --images")
+    with open_picture(sample.image_path, f"image {sample.image_id}: ") as picture:
+        size, orientation = picture.size[::-1], picture.getexif().get(ORIENTATION, UPRIGHT)
     if size != (sample.height, sample.width):
         raise ValueError(
             f"{where} is {size[0]} x {size[1]} (height x width), the record says {sample.height} x {sample.width}; "

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from aura.formats.decoding import loaded, open_stream
 from aura.formats.results.found import FoundMask, as_arrays, by_name, mask_of_array, once
 from aura.masks import encode_rle
 from aura.types import Rle
@@ -69,11 +69,12 @@ def _masks_of(file: Path) -> Iterator[FoundMask]:
 
 def _picture(file: Path) -> Rle:
     try:
-        with Image.open(file) as picture:
+        with open_stream(file, "") as picture:
             lossy = picture.format == "JPEG"
-            pixels = np.asarray(picture)
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read as a picture ({error}); write the mask again") from error
+            pixels = np.asarray(loaded(picture, ""))
+    except ValueError as error:
+        reason = str(error).strip().partition(";")[0]
+        raise ValueError(f"{file}: cannot be read as a picture ({reason}); write the mask again") from error
     if pixels.ndim == 3:
         if not (pixels[:, :, :1] == pixels[:, :, :3]).all():
             raise ValueError(f"{file}: is a coloured picture; a mask has one channel, or the same in all")

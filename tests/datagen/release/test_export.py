@@ -1,5 +1,6 @@
 """Releases: exactly what was agreed on, in files that others can read, the same bytes each time."""
 
+import dataclasses
 import json
 from collections import Counter
 from io import BytesIO
@@ -10,6 +11,7 @@ from PIL import Image
 from aura.datagen.release.export import export_release
 from aura.datagen.settings import ExportSettings
 from aura.datagen.store.agreement import PairText
+from aura.datagen.store.images import write_image
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.checks import problems, shared_images
 from aura.types import Conversation, Turn
@@ -235,3 +237,12 @@ def test_a_reader_sees_one_state_while_others_write(reviewed):
                 reviewed.reviews.submit(annotator, pair.id, "accept", version=1)
             assert Counter(reader.status().pairs) == before
         assert reader.status().pairs["accepted"] == before["accepted"] + 1
+
+
+def test_a_release_writes_below_its_folder_whatever_a_picture_is_called(reviewed, settings, tmp_path):
+    stored = next(s for s in reviewed.images.all() if s.image.image_id == 1)
+    record = write_image(dataclasses.replace(stored.image, file_name="../../../stray.png"))
+    reviewed.database.rows("UPDATE images SET record = ? WHERE image_id = 1", [record])
+    with pytest.raises(ValueError, match=r"image 1: the file name '\.\./\.\./\.\./stray\.png' leads out"):
+        export_release(reviewed, settings())
+    assert not list(tmp_path.rglob("*stray.png"))
