@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import os
 import sys
@@ -9,8 +13,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
-
-from aura import environment
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"chat.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("\nchat.py: stopped by Ctrl-C", file=sys.stderr)
         return 130
 
 

@@ -7,6 +7,10 @@ With ``torchrun --nproc-per-node N eval.py ...`` N processes share the images.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import contextlib
 import os
@@ -16,7 +20,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
-from aura import environment
 from aura.config import GiouOver, Protocol
 from aura.types import Sample
 

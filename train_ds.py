@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import sys
 from collections.abc import Sequence
-
-from aura import environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:

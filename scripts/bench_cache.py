@@ -7,6 +7,10 @@ few bytes each.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import hashlib
 import json

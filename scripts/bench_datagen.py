@@ -12,6 +12,10 @@ size; sizes that an earlier run measured stay in them.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import asyncio
 import dataclasses

@@ -10,6 +10,10 @@ The file stays in --folder; pictures are not made, so the checks of pictures are
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import json
 import multiprocessing

@@ -8,6 +8,10 @@ is a test: times depend on the machine.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import dataclasses
 import platform

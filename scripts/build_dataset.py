@@ -14,6 +14,10 @@ Every step may be stopped or killed and started again. Settings of the YAML are 
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import asyncio
 import dataclasses
 import json

@@ -11,6 +11,10 @@ model's own forward pass. Exit code 0: all is finite and of the right shape; 1: 
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import contextlib
 import platform

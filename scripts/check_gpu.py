@@ -19,6 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # on a new machine nothing but this folder is there
 
+from aura import environment
+
+environment.command_line(__name__)
+
 from rich.console import Console
 
 from aura.gpucheck.runner import run

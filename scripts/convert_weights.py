@@ -17,6 +17,10 @@ or 2 for what you can mend.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import os
 import shutil
@@ -24,8 +28,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from aura import environment
 
 if TYPE_CHECKING:
     import torch

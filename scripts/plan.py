@@ -11,6 +11,10 @@ names are absent, their names tell the architecture, or --mllm and --sam do. Exi
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import json
 import sys

@@ -5,6 +5,10 @@ Writes RUN/report.html, one file to look at or to send, and RUN/report.md. A run
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import sys
 from collections.abc import Sequence

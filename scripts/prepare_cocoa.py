@@ -11,6 +11,10 @@ leaves them out. The same input gives the same bytes. Exit code 0: all written; 
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import dataclasses
 import hashlib

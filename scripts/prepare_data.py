@@ -16,6 +16,10 @@ written; 2: it could not be (one line says why). More, and where the sets come f
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import dataclasses
 import os

@@ -14,6 +14,10 @@ reaches zero when they are spent. On a busy or slow machine give more.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +27,6 @@ import numpy as np
 import torch
 from transformers import CLIPVisionModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast, SamModel
 
-from aura import environment
 from aura.files import write_text
 from aura.mini.pretrain.cells import CellBatch, CellHead, Preprocess, Shares, cell_batches, evaluate_cells
 from aura.mini.pretrain.llava import (

@@ -11,12 +11,14 @@ run is used, so that both share one feature cache; the decoder is the one of --s
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
-
-from aura import environment
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0, 2 for what the user can mend (with one line on stderr), or 130 after Ctrl-C."""
+    """Returns 0, or 2 for what the user can mend (with one line on stderr)."""
     options = parse(argv)
     environment.prepare()
     try:
@@ -86,8 +88,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"reference_lines.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

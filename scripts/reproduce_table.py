@@ -14,6 +14,10 @@ unfinished one continues from its checkpoint. Rows that tables share are trained
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import shlex
 import shutil

@@ -13,6 +13,10 @@ overridden by dotted options. Exit code 0: done; 2: a mistake to correct.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,8 +47,6 @@ def _on_store(command: Callable[[Store, ProjectSettings, Namespace], None]) -> C
         except KeyError as error:
             print(f"error: {error.args[0]}; `{PROG} list` shows who there is", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            return 130
         return 0
 
     return run

@@ -26,6 +26,10 @@ IoU and category. The policy stands in the tables. docs/compare.md shows both si
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import sys
 from collections.abc import Iterable

@@ -37,6 +37,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from aura import environment
+
+environment.command_line(__name__)
+
 from aura.files import write_json
 from aura.train.logs import read_log
 

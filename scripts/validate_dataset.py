@@ -13,6 +13,10 @@ each listed by record; 2: cannot be read.
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import sys
 from collections.abc import Callable

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from aura.files import finite, read_text, to_json, write_bytes, write_json, write_parts, write_text
+from aura.files import finite, read_text, to_json, unfinished, write_bytes, write_json, write_parts, write_text
 
 
 def test_writes_make_folders_and_replace_the_old_file(tmp_path):
@@ -75,3 +75,16 @@ def test_a_text_in_parts_that_cannot_be_finished_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="no more"):
         write_parts(tmp_path / "a.json", parts())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_unfinished_file_is_gone_and_the_old_one_stays(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+    with pytest.raises(error), unfinished(path) as partial:
+        partial.write_text("new")
+        raise error
+    assert [file.name for file in tmp_path.iterdir()] == ["a.bin"] and path.read_text() == "old"
+    with unfinished(path) as partial:
+        partial.write_text("new")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.bin"] and path.read_text() == "new"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,19 +29,34 @@ def commands(page: Path) -> list[tuple[str, str, list[str]]]:
     return found
 
 
-@cache
-def help_of(script: str, *command: str) -> str:
-    call = [sys.executable, ROOT / script, *command, "--help"]
+def help_of(*command: str) -> str:
+    call = [sys.executable, ROOT / command[0], *command[1:], "--help"]
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.fixture(scope="module")
+def helps():
+    """What ``--help`` says, of every script and command that a page gives options; most of it is imports, so two run
+    at a time."""
+    called = [call for page in OUR_FILES for call in commands(page) if call[2] and (ROOT / call[0]).is_file()]
+    with ThreadPoolExecutor(2) as pool:
+
+        def run(calls):
+            calls = sorted(set(calls))
+            return dict(zip(calls, pool.map(lambda call: help_of(*call), calls), strict=True))
+
+        scripts = run((script,) for script, _, _ in called)
+        several = re.compile(r"^  ([a-z]+) ", re.M)  # the commands of a script
+        return scripts | run(
+            (script, first) for script, first, _ in called if first in several.findall(scripts[(script,)])
+        )
+
+
 @pytest.mark.parametrize("page", OUR_FILES, ids=lambda page: page.name)
-def test_scripts_and_options_exist(page):
+def test_scripts_and_options_exist(page, helps):
     for script, first, options in commands(page):
         assert (ROOT / script).is_file(), f"{page.name} calls {script}"
-        known = help_of(script) if options else ""
-        if first.isalpha() and re.search(rf"^  {first} ", known, re.M):  # a script of several commands
-            known += help_of(script, first)
+        known = helps.get((script,), "") + helps.get((script, first), "")
         for option in options:
             assert re.search(rf"{re.escape(option)}\b", known), f"{page.name}: {script} {first} has no {option}"
 

@@ -5,6 +5,10 @@ Needs Gradio (``pip install .[web]``). It serves this machine only, unless ``--h
 
 from __future__ import annotations
 
+from aura import environment
+
+environment.command_line(__name__)
+
 import argparse
 import os
 import sys

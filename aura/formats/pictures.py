@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from aura.files import unfinished
 from aura.formats.decoding import decoded, open_picture, open_stream
 
 ORIENTATION = 0x0112
@@ -169,6 +170,5 @@ def write_jpeg(path: Path, pixels: np.ndarray) -> None:
 
     It is not flushed to disk by itself, unlike those of :mod:`aura.files`: thousands of scenes would take minutes.
     """
-    partial = path.with_suffix(".jpg.partial")
-    Image.fromarray(pixels).save(partial, "JPEG", quality=JPEG_QUALITY)
-    partial.replace(path)
+    with unfinished(path) as partial:
+        Image.fromarray(pixels).save(partial, "JPEG", quality=JPEG_QUALITY)

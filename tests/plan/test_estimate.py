@@ -31,13 +31,11 @@ SCRIPT = str(ROOT / "scripts" / "plan.py")
 
 def run(capsys, *arguments):
     """The exit code and what scripts/plan.py printed."""
-    before = sys.argv
-    sys.argv = ["plan.py", *map(str, arguments)]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["plan.py", *map(str, arguments)])
+        patch.setattr("aura.environment.command_line", lambda name: None)  # this process is pytest's
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(SCRIPT, run_name="__main__")
-    finally:
-        sys.argv = before
     return ended.value.code, capsys.readouterr()
 
 

@@ -35,7 +35,7 @@ from aura.datagen.service.jsonl import (
     succeeded,
 )
 from aura.datagen.service.settings import ApiSettings
-from aura.files import write_json
+from aura.files import unfinished, write_json
 
 log = logging.getLogger(__name__)
 
@@ -286,22 +286,19 @@ class BatchGenerator:
 
     async def _fetch(self, file_id: str, name: str) -> str:
         """Download a file, in pieces and atomically, without the key, should it be repeated there; its name."""
-        temporary = self.folder / f".{name}.tmp"
 
         async def download() -> None:
             async with self.api.client.files.with_streaming_response.content(file_id) as response:
-                await response.stream_to_file(temporary)
+                await response.stream_to_file(partial)
 
-        await self.api.patiently(download)
-        await asyncio.to_thread(self._redact, temporary)
-        temporary.replace(self.folder / name)
+        with unfinished(self.folder / name) as partial:
+            await self.api.patiently(download)
+            await asyncio.to_thread(self._redact, partial)
         return name
 
     def _redact(self, path: Path) -> None:
         """Take the key out of the lines of a file."""
-        clean = path.with_name(f"{path.name}.clean")
-        with path.open("rb") as file, clean.open("wb") as out:
+        with unfinished(path) as clean, path.open("rb") as file, clean.open("wb") as out:
             for line in file:
                 text = line.decode("utf-8", "surrogateescape")
                 out.write(self.api.redact(text).encode("utf-8", "surrogateescape"))
-        clean.replace(path)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aura.files import finite, to_json, write_text
+from aura.files import finite, to_json, unfinished, write_text
 
 Metrics = dict[str, float]
 
@@ -168,9 +168,8 @@ class Run:
             "seconds": self.seconds,
             "history": lines,
         }
-        temporary = self.folder / "checkpoint.pt.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.folder / "checkpoint.pt")
+        with unfinished(self.folder / "checkpoint.pt") as partial:
+            torch.save(state, partial)
         write_text(self.folder / "log.jsonl", "".join(line + "\n" for line in lines))
 
     def log(self, kind: str, values: Metrics) -> None:
