@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_named_with_a_remedy(tmp_path, name, monkeypatch)
 
 
 def test_what_is_not_there_and_folders(tmp_path):
-    with pytest.raises(ValueError, match=r"image 3: the image file .*gone.png does not exist"):
+    with pytest.raises(ValueError, match=r"image 3: the image .*gone.png does not exist"):
         open_picture(tmp_path / "gone.png", "image 3: ")
     with pytest.raises(ValueError, match="is not an image file"):
         open_picture(tmp_path)
