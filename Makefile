@@ -90,7 +90,7 @@ PHOTOS_SPLITS   := $(PHOTOS)/train/train.json $(PHOTOS)/val/val.json
 PHOTOS_TESTS    := $(PHOTOS)/test/test.json $(PHOTOS)/untouched/test.json
 PHOTOS_WEIGHTS  := weights/mobile_sam weights/dinov2_small weights/SmolLM2-135M-Instruct.Q4_1.gguf
 
-photos: ## Photographs: weights, scenes of COCO=DIR, training, tables, pictures, an answer (100 minutes on 2 cores)
+photos: ## Photographs: weights, scenes of COCO=DIR, training, tables, pictures, an answer (hours on 2 cores; where it stands: docs/results/photos.md)
 	$(MAKE) photos-train
 	$(MAKE) photos-eval
 	$(MAKE) photos-chat
