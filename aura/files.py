@@ -58,6 +58,15 @@ def write_parts(path: str | Path, parts: Iterable[str]) -> None:
         os.fsync(file.fileno())
 
 
+def list_parts(records: Iterable[str]) -> Iterator[str]:
+    """For :func:`write_parts`: a JSON list of ``records``, which are JSON already, each on its line."""
+    before = "["
+    for record in records:
+        yield f"{before}\n{record}"
+        before = ","
+    yield "[]\n" if before == "[" else "\n]\n"
+
+
 @contextlib.contextmanager
 def unfinished(path: str | Path) -> Iterator[Path]:
     """A hidden place beside ``path`` to write to, which becomes ``path`` when all is written.

@@ -4,7 +4,22 @@ import json
 
 import pytest
 
-from aura.files import finite, read_text, to_json, unfinished, write_bytes, write_json, write_parts, write_text
+from aura.files import (
+    finite,
+    list_parts,
+    read_text,
+    to_json,
+    unfinished,
+    write_bytes,
+    write_json,
+    write_parts,
+    write_text,
+)
+
+
+def test_a_list_in_parts_is_json():
+    for records in ([], [1], [1, {"a": [2]}, "x"]):
+        assert json.loads("".join(list_parts(map(to_json, records)))) == records
 
 
 def test_writes_make_folders_and_replace_the_old_file(tmp_path):

@@ -24,7 +24,7 @@ import numpy as np
 from aura.config import Protocol
 from aura.evaluation.metrics import AnswerScore, ObjectScore, blank, pair_by_overlap, score_object
 from aura.evaluation.report import Report
-from aura.files import read_text, to_json, write_parts
+from aura.files import list_parts, read_text, to_json, write_parts
 from aura.masks import decode_rle, encode_rle
 from aura.types import AmodalObject, MaskPair, Masks, Rle, Sample, SegRecord, kinds_of
 
@@ -288,18 +288,15 @@ def load_predictions(path: str | Path) -> list[Prediction]:
 def save_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
     """Write what :func:`load_predictions` reads; the file appears whole or not at all."""
 
-    def parts() -> Iterator[str]:
-        before = "["
+    def rows() -> Iterator[str]:
         for p in predictions:
             masks = {"visible": p.visible, "amodal": p.amodal}
             row = {key: getattr(p, key) for key in _PLACE} | {k: _as_rle(m) for k, m in masks.items() if m is not None}
             if p.occlusion_rate is not None:
                 row["occlusion_rate"] = p.occlusion_rate
-            yield f"{before}\n{to_json(row, compact=True)}"
-            before = ","
-        yield "[]\n" if before == "[" else "\n]\n"
+            yield to_json(row, compact=True)
 
-    write_parts(path, parts())
+    write_parts(path, list_parts(rows()))
 
 
 def _as_rle(mask: Mask) -> Rle:

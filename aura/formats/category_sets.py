@@ -62,12 +62,8 @@ class CategorySet:
         return len(self._file)
 
     def __iter__(self) -> Iterator[AskedImage]:
-        for image in self._file.outlined(flaws=self.flaws):
-            asked = None
-            with self.flaws.leaving_out():
-                asked = self._asked(image)
-            if asked is not None and asked.questions:
-                yield asked
+        asked = self.flaws.kept(self._asked, self._file.outlined(flaws=self.flaws))
+        return (image for image in asked if image.questions)
 
     def _asked(self, image: InstanceImage) -> AskedImage:
         where = f"image {image.image_id}"

@@ -70,12 +70,7 @@ class LabelMaps:
         return len(self.maps)
 
     def __iter__(self) -> Iterator[AskedImage]:
-        for path in self.maps:
-            made = None
-            with self.flaws.leaving_out():
-                made = self._read(path)
-            if made is not None and made.questions:
-                yield made
+        return (image for image in self.flaws.kept(self._read, self.maps) if image.questions)
 
     def _read(self, path: Path) -> AskedImage:
         try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aura.files import read_text
 from aura.formats.pictures import name_flaw
 from aura.masks import decode_rle, encode_rle, is_number, polygons_to_mask, rle_area, whole_number
 from aura.types import Rle
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 LARGEST = 2**63 - 1
 """Of a whole number: databases and other programs hold no larger ones."""
@@ -102,6 +105,15 @@ class Flaws:
             if not self.skip:
                 raise
             self.told.append(str(error))
+
+    def kept(self, read: Callable[[Item], Made | None], items: Iterable[Item]) -> Iterator[Made]:
+        """What ``read`` makes of each item, one record; not of those left out, nor of those it makes nothing of."""
+        for item in items:
+            made = None
+            with self.leaving_out():
+                made = read(item)
+            if made is not None:
+                yield made
 
 
 class RecordReader:

@@ -74,12 +74,7 @@ class ReasonSegFolder:
         return len(self.pictures)
 
     def __iter__(self) -> Iterator[AskedImage]:
-        for picture in self.pictures:
-            made = None
-            with self.flaws.leaving_out():
-                made = self._read(picture)
-            if made is not None:
-                yield made
+        return self.flaws.kept(self._read, self.pictures)
 
     def _read(self, picture: Path) -> AskedImage | None:
         path = picture.with_suffix(".json")

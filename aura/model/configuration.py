@@ -68,8 +68,7 @@ class AuraConfig(PretrainedConfig):
         if self.occlusion_condition and self.masks == "visible":
             raise ValueError("occlusion_condition needs the amodal decoder, and masks is 'visible'")
         check_image_token_merge(self.image_token_merge, self.llava_config)
-        kept = self.llava_config.vision_feature_select_strategy == "full"
-        if self.image_places and kept and num_class_tokens(self.llava_config.vision_config):
+        if self.image_places and num_kept_class_tokens(self.llava_config):
             raise ValueError("image_places is for patches, but this model keeps CLIP's class token")
         if self.lora is not None:
             self.lora = {**self.lora, "targets": list(self.lora["targets"])}
@@ -89,8 +88,7 @@ class AuraConfig(PretrainedConfig):
         """Placeholders per image."""
         vision = self.llava_config.vision_config
         patches = (vision.image_size // vision.patch_size // self.image_token_merge) ** 2
-        kept = self.llava_config.vision_feature_select_strategy == "full"
-        return patches + kept * num_class_tokens(vision)
+        return patches + num_kept_class_tokens(self.llava_config)
 
     @property
     def prompt_hidden_size(self) -> int:
@@ -103,11 +101,17 @@ def num_class_tokens(vision_config: Any) -> int:
     return int(not vision_config.model_type.startswith("siglip"))
 
 
+def num_kept_class_tokens(llava_config: LlavaConfig) -> int:
+    """Those of them that go to the language model: LLaVA's strategy ``default`` leaves them out."""
+    kept = llava_config.vision_feature_select_strategy == "full"
+    return num_class_tokens(llava_config.vision_config) if kept else 0
+
+
 def check_image_token_merge(merge: int, llava_config: LlavaConfig) -> None:
     """ValueError if ``merge`` x ``merge`` neighbouring patches cannot make one token."""
     vision: Any = llava_config.vision_config
     side = vision.image_size // vision.patch_size
     if merge < 1 or side % merge:
         raise ValueError(f"image_token_merge is {merge}, which does not divide CLIP's {side} x {side} patches")
-    if merge > 1 and llava_config.vision_feature_select_strategy == "full" and num_class_tokens(vision):
+    if merge > 1 and num_kept_class_tokens(llava_config):
         raise ValueError("image_token_merge takes patches alone, but this model keeps CLIP's class token")

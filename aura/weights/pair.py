@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from aura.model.configuration import check_image_token_merge, num_class_tokens
+from aura.model.configuration import check_image_token_merge, num_kept_class_tokens
 from aura.model.mllm import Mllm, widen_projector
 from aura.weights.files import PartReport, load_pretrained
 
@@ -81,17 +81,16 @@ def new_llava(
     """
     text: Any = language_model.config
     vision: Any = vision_tower.config
-    kept = num_class_tokens(vision) if strategy == "full" else 0
     config = LlavaConfig(
         text_config=text,
         vision_config=vision,
         vision_feature_layer=feature_layer,
         vision_feature_select_strategy=strategy,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + kept,
         image_token_index=0,  # the processor adds <image>, and its id is set then
         projector_hidden_act="gelu",
         tie_word_embeddings=text.tie_word_embeddings,
     )
+    config.image_seq_length = (vision.image_size // vision.patch_size) ** 2 + num_kept_class_tokens(config)
     check_image_token_merge(image_token_merge, config)
     with torch.device("meta"):
         llava: Any = LlavaForConditionalGeneration(config)

@@ -94,8 +94,7 @@ def describe_reading(folder: str | Path, *, image_size: int | None = None, featu
         layer = described.get("vision_feature_layer", layer)
         strategy = described.get("vision_feature_select_strategy", strategy)
         described = {"model_type": "clip_vision_model"} | described["vision_config"]
-    kind = _kind(described, folder)
-    config = kind.config(**{**described.get("vision_config", described), **kind.changes})
+    _, config = _kind(described, folder)
     if feature_layer is not None:
         layer = feature_layer
     if isinstance(layer, int) and not -config.num_hidden_layers - 1 <= layer <= config.num_hidden_layers:
@@ -119,9 +118,7 @@ def load_vision_tower(folder: str | Path, *, dtype: torch.dtype) -> tuple[Any, P
     Raises:
         ValueError: The folder holds another kind of model, or a file of it is damaged.
     """
-    described = read_config(folder, SETTING)
-    kind = _kind(described, folder)
-    config = kind.config(**{**described.get("vision_config", described), **kind.changes})
+    kind, config = _kind(read_config(folder, SETTING), folder)
     tower, report = load_pretrained(kind.model, "vision tower", folder, SETTING, dtype, False, config)
     # The text side of a whole CLIP and its old position buffers are no loss.
     unexpected = tuple(
@@ -133,13 +130,15 @@ def load_vision_tower(folder: str | Path, *, dtype: torch.dtype) -> tuple[Any, P
     return tower, dataclasses.replace(report, unexpected=unexpected)
 
 
-def _kind(described: dict[str, Any], folder: str | Path) -> TowerKind:
+def _kind(described: dict[str, Any], folder: str | Path) -> tuple[TowerKind, Any]:
+    """The kind of a tower, and its config without what no feature depends on."""
     if described.get("model_type") not in KINDS:
         raise ValueError(
             f"{SETTING}: {folder}/config.json describes model_type {described.get('model_type')!r} "
             f"({described.get('architectures')}), not CLIP, DINOv2 or SigLIP"
         )
-    return KINDS[described["model_type"]]
+    kind = KINDS[described["model_type"]]
+    return kind, kind.config(**{**described.get("vision_config", described), **kind.changes})
 
 
 def default_preprocessing(vision_config: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -81,6 +81,31 @@ def questions_of(
             if len(objects) < len(turn.objects):
                 account.left_out[LATER_OBJECT] += len(turn.objects) - len(objects)
             yield Question(sample, conversation.id, number, turn, objects, found)
+
+
+def placed_questions(
+    samples: Iterable[Sample],
+    folder: Path,
+    kind: MaskKind,
+    account: Account,
+    pictures: Pictures,
+    *,
+    first_turns: bool,
+    first_object: bool = False,
+) -> Iterator[Question]:
+    """:func:`questions_of` all samples, each with its picture in ``folder``, called as the question is.
+
+    Raises:
+        ValueError: A mask is empty or damaged, or a picture is missing or does not fit.
+    """
+    for sample in samples:
+        checked = False
+        for question in questions_of(sample, kind, account, first_turns=first_turns, first_object=first_object):
+            if not checked:
+                check_picture(sample)
+                checked = True
+            place_picture(sample.image_path, folder / f"{question.name}.jpg", pictures)
+            yield question
 
 
 def mask_of(obj: AmodalObject, kind: MaskKind, sample: Sample) -> Rle | None:

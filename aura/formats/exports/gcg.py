@@ -7,19 +7,17 @@ place for the question: it stands in a field that GLaMM does not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aura.files import to_json, write_parts
+from aura.files import list_parts, to_json, write_parts
 from aura.formats.exports.common import (
     Account,
     MaskKind,
     Pictures,
     Question,
-    check_picture,
-    place_picture,
-    questions_of,
+    placed_questions,
     whole_folder,
 )
 from aura.types import SEG_TOKEN, Sample
@@ -67,31 +65,10 @@ def export_gcg(
     with whole_folder(home / "GranDf_HA_images" / FOLDERS[split]) as folder:
         annotations = home / "annotations" / FOLDERS[split]
         annotations.mkdir(parents=True, exist_ok=True)
-        entries = _entries(samples, folder, account, kind, names, pictures, first_turns)
-        write_parts(annotations / f"GranDf_HA_GCG_{split}.json", entries)
+        questions = placed_questions(samples, folder, kind, account, pictures, first_turns=first_turns)
+        entries = (to_json(entry_of(question, names)) for question in questions)
+        write_parts(annotations / f"GranDf_HA_GCG_{split}.json", list_parts(entries))
     return account
-
-
-def _entries(
-    samples: Iterable[Sample],
-    folder: Path,
-    account: Account,
-    kind: MaskKind,
-    names: Names,
-    pictures: Pictures,
-    first_turns: bool,
-) -> Iterator[str]:
-    before = "["
-    for sample in samples:
-        checked = False
-        for question in questions_of(sample, kind, account, first_turns=first_turns):
-            if not checked:
-                check_picture(sample)
-                checked = True
-            place_picture(sample.image_path, folder / f"{question.name}.jpg", pictures)
-            yield f"{before}\n{to_json(entry_of(question, names))}"
-            before = ","
-    yield "[]\n" if before == "[" else "\n]\n"
 
 
 def entry_of(question: Question, names: Names) -> dict[str, Any]:

@@ -12,15 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aura.files import to_json, write_parts
+from aura.files import list_parts, to_json, write_parts
 from aura.formats.exports.common import (
     Account,
     MaskKind,
     Pictures,
     Question,
-    check_picture,
-    place_picture,
-    questions_of,
+    placed_questions,
     whole_folder,
 )
 from aura.formats.outlines import exact_polygons
@@ -59,31 +57,22 @@ def export_reason_seg(
     account = Account("questions")
     home = out / "reason_seg" / name
     with whole_folder(home / split) as folder:
-        questions = (
-            question
-            for sample in samples
-            for question in questions_of(sample, kind, account, first_turns=first_turns, first_object=first_object)
+        questions = placed_questions(
+            samples, folder, kind, account, pictures, first_turns=first_turns, first_object=first_object
         )
-        explanations = _written(questions, folder, kind, pictures)
+        explanations = _written(questions, folder, kind)
         if split == "train":
             (home / "explanatory").mkdir(exist_ok=True)
-            write_parts(home / "explanatory" / "train.json", _listed(explanations))
+            write_parts(home / "explanatory" / "train.json", list_parts(map(to_json, explanations)))
         else:
             for _ in explanations:
                 pass
     return account
 
 
-def _written(
-    questions: Iterable[Question], folder: Path, kind: MaskKind, pictures: Pictures
-) -> Iterator[dict[str, Any]]:
-    """Write each question's files; its entry of ``explanatory/train.json``, if its answer has words."""
-    checked: Sample | None = None
+def _written(questions: Iterable[Question], folder: Path, kind: MaskKind) -> Iterator[dict[str, Any]]:
+    """Write each question's file; its entry of ``explanatory/train.json``, if its answer has words."""
     for question in questions:
-        if question.sample is not checked:
-            checked = question.sample
-            check_picture(checked)
-        place_picture(checked.image_path, folder / f"{question.name}.jpg", pictures)
         (folder / f"{question.name}.json").write_text(to_json(question_record(question, kind)), encoding="utf-8")
         answer = _SEG.sub("", question.turn.answer).strip()
         if any(map(str.isalnum, answer)):
@@ -118,11 +107,3 @@ def question_record(question: Question, kind: MaskKind) -> dict[str, Any]:
         "answer": question.turn.answer,
         "objects": list(question.turn.objects),
     }
-
-
-def _listed(records: Iterable[dict[str, Any]]) -> Iterator[str]:
-    before = "["
-    for record in records:
-        yield f"{before}\n{to_json(record)}"
-        before = ","
-    yield "[]\n" if before == "[" else "\n]\n"
