@@ -19,6 +19,9 @@ Conventions, the same for every figure:
 - **amodal_from_visible** compares the predicted visible mask with the true amodal mask. A method scores this amodal IoU
   without completing anything.
 - A method may predict one kind of mask only. Scores and figures that need the other kind are ``None``.
+- **N-acc** and **T-acc** are GRES's (Liu, Ding, Jiang, CVPR 2023; henghuiding/ReLA ``refer_evaluation.py`` at 1e6e8899): of
+  the answers that have no object, the share that mark nothing; of the answers that have one, the share that mark
+  something. An answer marks nothing that has no ``[SEG]``, or whose masks have no pixel.
 """
 
 from __future__ import annotations
@@ -128,7 +131,10 @@ class ObjectScore:
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """One answer: how many ``[SEG]`` it should have, how many were predicted, and the texts where they are known."""
+    """One answer: how many ``[SEG]`` it should have, how many were predicted, and the texts where they are known.
+
+    ``predicted_area`` are the pixels of all its masks, of both kinds together; ``None`` where no mask was decoded.
+    """
 
     image_id: int
     conversation_id: int
@@ -138,6 +144,12 @@ class AnswerScore:
     question: str = ""
     true_text: str = ""
     predicted_text: str | None = None
+    predicted_area: int | None = None
+
+    @property
+    def marks_nothing(self) -> bool:
+        """Whether it says that nothing in the image is meant."""
+        return self.predicted_count == 0 or self.predicted_area == 0
 
 
 def score_object(
@@ -301,6 +313,21 @@ def by_occlusion(objects: Iterable[ObjectScore]) -> list[dict[str, Any]]:
     return rows
 
 
+def no_target(answers: Sequence[AnswerScore]) -> dict[str, Any] | None:
+    """GRES's accuracies of answers that have no object and of the others; ``None`` where every answer has one.
+
+    ``t_acc`` is ``None`` where no answer has one.
+    """
+    without = [a for a in answers if a.true_count == 0]
+    if not without:
+        return None
+    return {
+        "num_answers": len(without),
+        "n_acc": mean(float(a.marks_nothing) for a in without),
+        "t_acc": mean(float(not a.marks_nothing) for a in answers if a.true_count),
+    }
+
+
 def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) -> dict[str, Any]:
     """Every figure of a report, as fractions in [0, 1]; ``None`` where there is nothing to measure.
 
@@ -309,8 +336,9 @@ def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) ->
     ``num_objects`` counts true objects. ``occlusion_rate_mae`` is the mean absolute error over true objects with a
     predicted rate. ``seg_count_accuracy`` is the share of answers with exactly as many ``[SEG]`` as the true answer.
     ``visible_outside_amodal`` is the share of all predicted visible pixels that lie outside the predicted amodal mask
-    of the same object (0 for a consistent method).
+    of the same object (0 for a consistent method). ``no_target`` is there where some answer has no object.
     """
+    without = no_target(answers)
     hidden = [o for o in objects if o.has_hidden_region]
     rates = [(o.predicted_rate, o.true_rate) for o in objects]
     errors = [abs(guess - true) for guess, true in rates if guess is not None and true is not None]
@@ -332,4 +360,5 @@ def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) ->
         "seg_count_accuracy": mean(float(a.true_count == a.predicted_count) for a in answers),
         "visible_outside_amodal": outside / max(1, seen) if pairs or not objects else None,
         "by_occlusion": by_occlusion(objects),
+        **({} if without is None else {"no_target": without}),
     }

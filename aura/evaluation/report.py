@@ -145,10 +145,10 @@ def combine(first: Figures, second: Figures) -> dict[str, Any]:
 
 
 def _fill(first: Any, second: Any) -> Any:
-    if isinstance(first, Mapping):
-        return {key: _fill(value, second[key]) for key, value in first.items()}
-    if isinstance(first, list):
-        return [_fill(a, b) for a, b in zip(first, second, strict=True)]
     if first is None or second is None:
         return second if first is None else first
+    if isinstance(first, Mapping):
+        return {key: _fill(first.get(key), second.get(key)) for key in dict.fromkeys((*first, *second))}
+    if isinstance(first, list):
+        return [_fill(a, b) for a, b in zip(first, second, strict=True)]
     return first if first == second else None

@@ -105,6 +105,7 @@ class Scorer:
                         question=turn.question,
                         true_text=turn.answer,
                         predicted_text=answer.text,
+                        predicted_area=_marked(guesses.values()) if guesses else None,
                     )
                 )
 
@@ -208,6 +209,11 @@ def _within(counted: np.ndarray | None, pair: MaskPair) -> MaskPair:
         return pair
     visible, amodal = (None if mask is None else mask & counted for mask in pair[:2])
     return pair._replace(visible=visible, amodal=amodal)
+
+
+def _marked(pairs: Iterable[MaskPair]) -> int:
+    """Pixels of all masks."""
+    return sum(int(np.count_nonzero(mask)) for pair in pairs for mask in pair[:2] if mask is not None)
 
 
 def _index(dataset: Iterable[Sample]) -> tuple[dict[int, int], dict[TurnKey, int]]:

@@ -142,9 +142,27 @@ def overview_table(reports: Mapping[str, Figures]) -> Table:
     )
 
 
+def no_target_table(reports: Mapping[str, Figures]) -> Table | None:
+    """GRES's accuracies; ``None`` where no report has an answer without an object."""
+    rows = [
+        (name, figures["protocol"], str(found["num_answers"]), percent(found["n_acc"]), percent(found["t_acc"]))
+        for name, figures in reports.items()
+        if (found := figures.get("no_target"))
+    ]
+    if not rows:
+        return None
+    return Table(
+        "Answers that mark nothing, %",
+        (("", 2), ("No target", 2), ("Target", 1)),
+        ("Method", "Protocol", "answers", "N-acc", "T-acc"),
+        tuple(rows),
+    )
+
+
 def all_tables(reports: Mapping[str, Figures], giou: GiouOver = "image") -> list[Table]:
     """Every table of ``reports``, the paper's first; ``giou`` is what its gIoU is the mean over."""
-    return [main_table(reports, giou), *(make(reports) for make in (region_table, average_table, occlusion_table))]
+    found = (make(reports) for make in (region_table, average_table, occlusion_table, no_target_table))
+    return [main_table(reports, giou), *(table for table in found if table is not None)]
 
 
 def _numeric(table: Table, column: int) -> bool:

@@ -33,6 +33,8 @@ MORE = {
     "occlusion rate error": "occlusion_rate_mae",
     "[SEG] count correct": "seg_count_accuracy",
 }
+NO_TARGET = {"N-acc": "no_target.n_acc", "T-acc": "no_target.t_acc"}
+"""Only of data with answers that have no object."""
 DASH = "–"
 
 
@@ -139,13 +141,15 @@ def changes(table: PaperTable, results: Sequence[Result], note: str = "", giou: 
 
 def more(table: PaperTable, results: Sequence[Result], note: str = "", giou: GiouOver = "image") -> Table:
     """Figures that the paper does not have: of our rows, mean and spread over seeds."""
+    there = any(result.values(key) for result in results for key in NO_TARGET.values())
+    shown = MORE | NO_TARGET if there else MORE
     rows = tuple(
-        (result.row.name, *(spread(list(result.values(key, giou).values())) for key in MORE.values()))
+        (result.row.name, *(spread(list(result.values(key, giou).values())) for key in shown.values()))
         for result in results
         if result.figures
     )
     title = f"Table {table.number}: more figures, %, gIoU over {giou}s{note}"
-    return Table(title, (("", 1 + len(MORE)),), ("Method", *MORE), rows)
+    return Table(title, (("", 1 + len(shown)),), ("Method", *shown), rows)
 
 
 def averages(table: PaperTable, results: Sequence[Result], note: str = "") -> Table:

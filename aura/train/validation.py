@@ -59,7 +59,8 @@ def validate(
             tqdm.write(f"WARNING: {keep} is not complete: {error}")
     set_rng_state(before)
     parts = {name: part.as_dict() for name, part in by_source(report, sources).items()}
-    alone = {name: {key: part[key] for key in ("num_objects", "amodal", "visible")} for name, part in parts.items()}
+    shown = ("num_objects", "amodal", "visible", "no_target")
+    alone = {name: {key: part[key] for key in shown if key in part} for name, part in parts.items()}
     figures = {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
     return {**figures, "sources": alone} if alone else figures
 

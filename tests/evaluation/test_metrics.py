@@ -289,3 +289,22 @@ def test_pairing_goes_by_what_is_known():
     left[:, :2], right[:, 2:] = True, True
     true = [MaskPair(left, None), MaskPair(right, right)]
     assert pair_by_overlap(true, [MaskPair(right, right), MaskPair(left, left)]) == [(0, 1), (1, 0)]
+
+
+def test_no_target_accuracies_are_those_of_gres() -> None:
+    """Against the confusion matrix of GRES's own evaluation: TP and FN of no-target, TN and FP of targeted answers."""
+    # (true [SEG], predicted [SEG], pixels): three without a target, of which two are right; four with, of which two are.
+    found = [(0, 0, None), (0, 1, 0), (0, 1, 7), (1, 1, 5), (2, 1, 9), (1, 0, None), (1, 2, 0)]
+    answers = [AnswerScore(1, n, 0, true, count, predicted_area=area) for n, (true, count, area) in enumerate(found)]
+    positive, negative = {"right": 0, "wrong": 0}, {"right": 0, "wrong": 0}
+    for true, count, area in found:
+        says_nothing = not (count and area)
+        if true == 0:
+            positive["right" if says_nothing else "wrong"] += 1
+        else:
+            negative["wrong" if says_nothing else "right"] += 1
+    expected = {"num_answers": 3, "n_acc": 2 / 3, "t_acc": 2 / 4}
+    assert (positive, negative) == ({"right": 2, "wrong": 1}, {"right": 2, "wrong": 2})
+    assert summarise([], answers)["no_target"] == expected
+    assert "no_target" not in summarise([], answers[3:])
+    assert summarise([], answers[:3])["no_target"]["t_acc"] is None

@@ -21,7 +21,7 @@ from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.losses import AuraCriterion
 from aura.masks import decode_rle, encode_rle
 from aura.types import AmodalObject, Conversation, MaskPair, Sample, Turn
-from tests.formats.asked import grefer, llava, picture, reason_seg, written
+from tests.formats.asked import grefer, grefs, llava, picture, reason_seg, written
 
 PREPARE = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "prepare_data.py"))["main"]
 PROTOCOLS = ["teacher_forced", "generated_order", "generated_matched"]
@@ -95,9 +95,25 @@ def test_answers_without_objects_are_evaluated(tiny_model, processor, talks, exp
     assert report.tables()[0].rows[0][0] == report.name
     assert (figures["num_images"], figures["num_answers"], figures["num_objects"]) == (2, 4, 0)
     assert figures["seg_count_accuracy"] is not None
+    assert (figures["no_target"]["num_answers"], figures["no_target"]["t_acc"]) == (4, None)
     mixed = evaluate(tiny_model, processor, expressions, protocol, **options).as_dict()
     assert (mixed["num_answers"], mixed["num_objects"]) == (3, 3)
+    assert mixed["no_target"]["num_answers"] == 1 and mixed["no_target"]["t_acc"] is not None
     assert mixed["visible"]["giou_object"] is not None and mixed["by_occlusion"][0]["num_objects"] == 0
+
+
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_expressions_that_fit_nothing_stay(tiny_model, processor, prepare, tmp_path, purpose):
+    """Also where nothing else is asked about an image: it is trained on, and it is evaluated."""
+    root = grefer(tmp_path / "grefcoco", grefs()[1:2])
+    options = ("--data", root, "--by", "unc", "--split", "val", "--images", root / "train2014")
+    (sample,) = expressions = prepare("refer", *options, purpose=purpose)
+    assert sample.objects == () and [turn.objects for talk in sample.conversations for turn in talk.turns] == [()]
+    assert len(AuraDataset(expressions, processor)) == 1
+    batch, losses = losses_of(tiny_model.train(), processor, expressions)
+    assert batch.seg_counts == (0,) and losses.as_floats()["text"] > 0
+    report = evaluate(tiny_model, processor, expressions, "teacher_forced", progress=False)
+    assert report.as_dict()["no_target"]["num_answers"] == 1
 
 
 def test_a_reasonseg_split_is_evaluated(tiny_model, processor, prepare, tmp_path):

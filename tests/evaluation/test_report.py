@@ -194,3 +194,27 @@ def test_a_wrong_report_file_is_explained(content, message, tmp_path) -> None:
 def test_merging_refuses_an_answer_scored_twice() -> None:
     with pytest.raises(AssertionError, match="twice"):
         Report.merge("generated_matched", [make_report(), make_report()])
+
+
+def test_no_target_figures_stand_only_where_answers_have_no_object(tmp_path) -> None:
+    plain = make_report()
+    none = AnswerScore(9, 9, 0, 0, 0)
+    mixed = Report(plain.protocol, plain.objects, (*plain.answers, none), "mixed")
+    mixed.write(tmp_path, beside={"AURA": plain.as_dict()})
+    title = "Answers that mark nothing, %"
+    assert title in (tmp_path / "report.md").read_text() and title not in [table.title for table in plain.tables()]
+    (table,) = [table for table in mixed.tables() if table.title == title]
+    assert table.rows == (("mixed", "generated_matched", "1", "100.00", "83.33"),)  # 5 of 6 answers mark something
+    (row,) = [
+        row for row in csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())) if row["no_target.n_acc"]
+    ]
+    assert (row["method"], float(row["no_target.n_acc"]), float(row["no_target.t_acc"])) == ("mixed", 1, 5 / 6)
+
+
+def test_no_target_figures_of_two_trainings_are_one_where_they_agree() -> None:
+    none, some = AnswerScore(9, 9, 0, 0, 0), AnswerScore(9, 9, 0, 0, 1, predicted_area=3)
+    seen, whole = make_report(masks="visible"), make_report(masks="amodal")
+    silent, loud = (Report(whole.protocol, whole.objects, (*whole.answers, a)).as_dict() for a in (none, some))
+    first = Report(seen.protocol, seen.objects, (*seen.answers, none)).as_dict()
+    assert combine(first, silent)["no_target"] == first["no_target"]
+    assert combine(first, loud)["no_target"] == {**first["no_target"], "n_acc": None}

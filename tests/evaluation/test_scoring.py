@@ -297,3 +297,21 @@ def test_a_damaged_ignore_mask_is_named() -> None:
     sample = Sample(4, Path("a"), *SIZE, (), (Conversation(1, (Turn("?", "No."),)),), damaged)
     with pytest.raises(ValueError, match="image 4: the 'ignore' mask: the runs"):
         Scorer("teacher_forced").add(sample, {})
+
+
+def test_an_answer_that_marks_nothing_where_nothing_is(dataset) -> None:
+    there = perfect(dataset)
+    empty, full = (encode_rle(mask) for mask in (box(0, 0, 0, 0), box(0, 0, 1, 1)))
+
+    def accuracies(predictions: list[Prediction]) -> tuple[float, float]:
+        found = score(dataset, predictions, protocol="generated_matched").as_dict()["no_target"]
+        assert found["num_answers"] == 1
+        return found["n_acc"], found["t_acc"]
+
+    assert accuracies(there) == (1, 1)
+    assert accuracies([]) == (1, 0)
+    assert accuracies([*there, Prediction(11, 0, 0, full, full)]) == (0, 1)
+    assert accuracies([*there, Prediction(11, 0, 0, empty, empty)]) == (1, 1)
+    nothing = [dataclasses.replace(p, visible=empty, amodal=empty) if p.conversation_id == 12 else p for p in there]
+    assert accuracies(nothing) == (1, pytest.approx(2 / 3))
+    assert "no_target" not in score(dataset[1:], [p for p in there if p.conversation_id == 12]).as_dict()
