@@ -19,9 +19,9 @@ Conventions, the same for every figure:
 - **amodal_from_visible** compares the predicted visible mask with the true amodal mask. A method scores this amodal IoU
   without completing anything.
 - A method may predict one kind of mask only. Scores and figures that need the other kind are ``None``.
-- **N-acc** and **T-acc** are GRES's (Liu, Ding, Jiang, CVPR 2023; henghuiding/ReLA ``refer_evaluation.py`` at 1e6e8899): of
-  the answers that have no object, the share that mark nothing; of the answers that have one, the share that mark
-  something. An answer marks nothing that has no ``[SEG]``, or whose masks have no pixel.
+- **N-acc** and **T-acc** are GRES's (Liu, Ding, Jiang, CVPR 2023; ``refer_evaluation.py`` of henghuiding/ReLA at
+  1e6e8899): of the answers that have no object, the share that mark nothing; of the answers that have one, the share
+  that mark something. An answer marks nothing that has no ``[SEG]``, or whose masks have no pixel.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ def test_pairing_goes_by_what_is_known():
 
 def test_no_target_accuracies_are_those_of_gres() -> None:
     """Against the confusion matrix of GRES's own evaluation: TP and FN of no-target, TN and FP of targeted answers."""
-    # (true [SEG], predicted [SEG], pixels): three without a target, of which two are right; four with, of which two are.
+    # (true [SEG], predicted [SEG], pixels): two of the three without a target are right, and two of the four with one.
     found = [(0, 0, None), (0, 1, 0), (0, 1, 7), (1, 1, 5), (2, 1, 9), (1, 0, None), (1, 2, 0)]
     answers = [AnswerScore(1, n, 0, true, count, predicted_area=area) for n, (true, count, area) in enumerate(found)]
     positive, negative = {"right": 0, "wrong": 0}, {"right": 0, "wrong": 0}
