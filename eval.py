@@ -121,10 +121,11 @@ def run(options: argparse.Namespace) -> None:
     ):
         row = f"{options.name} ({protocol})" if several else options.name
         figures[row] = report.as_dict()
-        for source, part in by_source(report, getattr(dataset, "names", ())).items():
-            figures[f"{row}, {source}"] = part.as_dict()
+        sources = by_source(report, getattr(dataset, "names", ()))
+        parts = {f"{options.name}, {source}": part.as_dict() for source, part in sources.items()}
+        figures |= {name.replace(options.name, row, 1): part for name, part in parts.items()}
         if options.out and is_main:
-            report.write(options.out / protocol if several else options.out, giou=options.giou)
+            report.write(options.out / protocol if several else options.out, parts, options.giou)
     if options.out and is_main:
         with contextlib.suppress(OSError):  # not empty: of other protocols
             (options.out / "unfinished").rmdir()

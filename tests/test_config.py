@@ -102,13 +102,33 @@ def test_a_list_of_sources_takes_the_place_of_one_file_and_the_other_way_round(t
         (["--config", write(tmp_path / "d.yaml", "data: {train: [{annotation: d.json}]}")], "annotation"),
         (["--data.train.sources", '[{"annotations": "q.json", "weight": 0}]'], "weight of q.json must be positive"),
         (["--data.train.sources", '[{"annotations": "q.json"}, {"annotations": "q.json"}]'], "a file twice"),
-        (["--data.val.sources", '[{"annotations": "q.json"}]'], "data.val is one file"),
+        (["--data.val.sources", '[{"annotations": "q.json"}, {"annotations": "q.json"}]'], "data.val lists a file"),
         (["--config", val, "--config", several], "data.val.annotations (v.json) is left over"),
     ):
         with pytest.raises(SystemExit):
             parse_config(wrong)
         error = capsys.readouterr().err
         assert named in error and error.count("\n") == 1
+
+
+def test_a_list_to_validate_on_stands_like_one_to_train_on(tmp_path, capsys):
+    text = "data: {train: {annotations: a.json}, val: [{annotations: b.json, weight: 3}]}\n"
+    own = write(tmp_path / "own.yaml", text)
+    data = parse_config(["--config", own]).data
+    assert data.val.sources == (SourceSettings("b.json", None, 3.0),) and data.val.annotations is None
+    assert list(data.val_files()) == ["val[0]"] and list(data.files()) == ["train"]
+    assert load_config(write(tmp_path / "resolved.yaml", to_yaml(parse_config(["--config", own])))).data == data
+    one = write(tmp_path / "one.yaml", "data: {val: {annotations: c.json}}\n")
+    assert list(parse_config(["--config", own, "--config", one]).data.val_files()) == ["val"]
+    none = parse_config(["--config", own, "--config", write(tmp_path / "0.yaml", "data: {val: {annotations: null}}\n")])
+    assert none.data.val_files() == {} and none.data.val.sources == ()
+    other = ["--config", own, "--data.train.annotations", "d.json"]
+    with pytest.raises(SystemExit):
+        parse_config(other)
+    assert "data.val.annotations (b.json) is left over" in capsys.readouterr().err
+    assert parse_config([*other, "--data.val.sources", "[]"]).data.val_files() == {}
+    given = parse_config([*other, "--data.val.sources", '[{"annotations": "e.json"}]']).data
+    assert [source.annotations for source in given.val.sources] == ["e.json"]
 
 
 def test_load_config_puts_layers_over_each_other(tmp_path):

@@ -20,6 +20,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loade
 from aura.config.settings import Config
 from aura.files import read_text
 
+SPLITS = ("train", "val")
+"""Parts of ``data`` that may be lists of sources."""
+
 
 def parse_config(argv: Sequence[str] | None = None, *, prog: str = "train_ds.py") -> Config:
     """Read ``--config`` layers (in order) and dotted overrides into a :class:`Config`.
@@ -67,16 +70,17 @@ def to_yaml(config: Config) -> str:
 
 
 def _load(text: str) -> Any:
-    """YAML as the parser reads it, with a list under ``data.train`` as the list of its sources.
+    """YAML as the parser reads it, with a list under ``data.train`` or ``data.val`` as the list of its sources.
 
-    A layer that names one file takes the sources of the layers below out.
+    A layer that names one file, or none, takes the sources of the layers below out.
     """
     value = get_loader("yaml")(text)
     data = value.get("data") if isinstance(value, dict) else None
-    if isinstance(data, dict) and isinstance(train := data.get("train"), list):
-        data["train"] = {"annotations": None, "images": None, "sources": train}
-    elif isinstance(data, dict) and isinstance(train, dict) and "annotations" in train:
-        data["train"] = {"sources": [], **train}
+    for name in SPLITS if isinstance(data, dict) else ():
+        if isinstance(split := data.get(name), list):
+            data[name] = {"annotations": None, "images": None, "sources": split}
+        elif isinstance(split, dict) and "annotations" in split:
+            data[name] = {"sources": [], **split}
     return value
 
 
@@ -119,7 +123,7 @@ def _check_layers(argv: Sequence[str]) -> None:
 
 
 def _check_sections(value: Any, section: type, where: str, prefix: str = "") -> None:
-    if prefix == "data.train." and isinstance(value, list):
+    if isinstance(value, list) and prefix in {f"data.{name}." for name in SPLITS}:
         return
     if not isinstance(value, dict):
         name = prefix.rstrip(".") or "the file"
@@ -141,18 +145,19 @@ class _InOrder(argparse.Action):
 def _refuse_leftover(argv: Sequence[str]) -> None:
     """Raise ``ValueError`` where a layer's ``data.val`` is left over from other data: ``data.train`` is named later."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option in ("--config", "--data.train.annotations", "--data.val.annotations"):
+    for option in ("--config", *(f"--data.{name}.{key}" for name in SPLITS for key in ("annotations", "sources"))):
         finder.add_argument(option, dest="found", action=_InOrder)
     named: dict[str, tuple[int, str, Any]] = {}
     for place, (option, value) in enumerate(finder.parse_known_args(list(argv))[0].found or []):
         if option != "--config":
-            named[option.split(".")[1]] = (place, "the command line", None if value == "null" else value)
+            named[option.split(".")[1]] = (place, "the command line", None if value in ("null", "[]") else value)
             continue
         layer = yaml.safe_load(Path(value).read_text(encoding="utf-8")) if Path(value).is_file() else {}
-        for name in ("train", "val"):
+        for name in SPLITS:
             split = (layer.get("data") or {}).get(name) or {}
             if isinstance(split, list):
-                named[name] = (place, value, None)
+                files = [str(source.get("annotations")) for source in split if isinstance(source, dict)]
+                named[name] = (place, value, " + ".join(files))
             elif "annotations" in split:
                 named[name] = (place, value, split["annotations"])
     if {"train", "val"} <= named.keys():
@@ -160,7 +165,8 @@ def _refuse_leftover(argv: Sequence[str]) -> None:
         if val is not None and val_from != "the command line" and train_at > val_at:
             raise ValueError(
                 f"data.train.annotations is given by {train_from}, but data.val.annotations ({val}) is left over from "
-                f"{val_from}; give this data's own, or --data.val.annotations null to hold images out of data.train"
+                f"{val_from}; give this data's own, or --data.val.annotations null (and --data.val.sources [] where it "
+                "is a list) to hold images out of data.train"
             )
 
 

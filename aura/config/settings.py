@@ -6,13 +6,14 @@ LISA's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aura.config.data_settings import DataSettings
+from aura.config.require import require
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
-ObjectsPerAnswer = Literal["all", "first"]
 GiouOver = Literal["image", "answer", "object"]
 """What gIoU is the mean over; in an answer and an image, the objects are averaged first."""
 
@@ -29,11 +30,6 @@ SAME_NUMBERS = {
 
 REDUCE_BUCKET = 50_000_000
 """Elements of the buckets in which DeepSpeed reduces gradients on GPUs; they are allocated whole."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -55,9 +51,9 @@ class LoraSettings:
     targets: tuple[str, ...] = ("q_proj", "v_proj")
 
     def __post_init__(self) -> None:
-        _require(self.r > 0, f"model.lora.r must be positive, got {self.r}")
-        _require(0 <= self.dropout < 1, f"model.lora.dropout must be in [0, 1), got {self.dropout}")
-        _require(len(self.targets) > 0, "model.lora.targets is empty; name layers, or set model.lora.enabled to false")
+        require(self.r > 0, f"model.lora.r must be positive, got {self.r}")
+        require(0 <= self.dropout < 1, f"model.lora.dropout must be in [0, 1), got {self.dropout}")
+        require(len(self.targets) > 0, "model.lora.targets is empty; name layers, or set model.lora.enabled to false")
 
 
 @dataclass(frozen=True)
@@ -115,113 +111,18 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         size = self.vision_image_size
-        _require(size is None or size > 0, f"model.vision_image_size must be positive, got {size}")
-        _require(self.image_token_merge > 0, f"model.image_token_merge must be positive, got {self.image_token_merge}")
-        _require(
+        require(size is None or size > 0, f"model.vision_image_size must be positive, got {size}")
+        require(self.image_token_merge > 0, f"model.image_token_merge must be positive, got {self.image_token_merge}")
+        require(
             self.masks == "both" or not self.spatial_occlusion,
             f"model.masks is {self.masks}, but the spatial occlusion encoder reads both masks; set "
             "model.spatial_occlusion to false",
         )
-        _require(
+        require(
             self.masks != "visible" or not self.occlusion_condition,
             "model.masks is visible, but the occlusion condition encoder guides the amodal decoder; set "
             "model.occlusion_condition to false",
         )
-
-
-@dataclass(frozen=True)
-class SourceSettings:
-    """One of several files to train on.
-
-    Args:
-        annotations: AmodalReasonSeg JSON file.
-        images: Folder that its ``file_name`` entries are relative to.
-        weight: Its share of the visits, compared with the weights of the other sources.
-    """
-
-    annotations: str
-    images: str | None = None
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(
-            0 < self.weight < math.inf,
-            f"data.train: the weight of {self.annotations} must be positive and finite, got {self.weight}",
-        )
-
-
-@dataclass(frozen=True)
-class SplitSettings:
-    """One split of a data set: a file, or, to train on, several.
-
-    In YAML ``train: [{annotations: ..., images: ..., weight: ...}, ...]`` stands for ``train: {sources: [...]}``.
-
-    Args:
-        annotations: AmodalReasonSeg JSON file.
-        images: Folder that its ``file_name`` entries are relative to.
-        sources: Several files in place of one, see :mod:`aura.data.mixture`.
-    """
-
-    annotations: str | None = None
-    images: str | None = None
-    sources: tuple[SourceSettings, ...] = ()
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """What to train and validate on.
-
-    Args:
-        train: Training split, one file or several.
-        val: Validation split; without it a part of the training split is held out.
-        held_out: Images held out of the training split where ``val`` names no file: those whose ids come first in the
-            order of their hashes, at most a tenth of all. 0 trains on all of them and does not validate.
-        conversations_per_image: Conversations drawn per image and step; ``null`` takes all.
-        objects_per_answer: ``all`` objects of an answer have a ``[SEG]`` (AURA), or the ``first`` alone, the one that
-            the answer names first (LISA): the other ``[SEG]`` are taken out of the answers, and evaluation counts
-            their objects as missed.
-        max_length: Longest single conversation in tokens, image included; longer ones are an error, never cut.
-        feature_cache: Folder for the frozen encoders' outputs, which are computed once, before the first step (2.5 MiB
-            an image with SAM ViT-H); ``null`` computes them anew in every step.
-        num_workers: Processes that load data; 0 loads in the training process.
-        prefetch: Micro-batches that each of them keeps ready.
-        on_bad_record: What the checks before the start do about records that training would refuse: ``stop``, or
-            ``skip`` them and list them in the run folder.
-    """
-
-    train: SplitSettings = field(default_factory=SplitSettings)
-    val: SplitSettings = field(default_factory=SplitSettings)
-    conversations_per_image: int | None = 3
-    objects_per_answer: ObjectsPerAnswer = "all"
-    max_length: int = 1024
-    feature_cache: str | None = "data/features"
-    num_workers: int = 4
-    prefetch: int = 2
-    held_out: int = 100
-    on_bad_record: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        per_image = self.conversations_per_image
-        _require(per_image is None or per_image > 0, f"data.conversations_per_image must be positive, got {per_image}")
-        _require(self.max_length > 0, f"data.max_length must be positive, got {self.max_length}")
-        _require(self.prefetch > 0, f"data.prefetch must be positive, got {self.prefetch}")
-        for key in ("num_workers", "held_out"):
-            _require(getattr(self, key) >= 0, f"data.{key} must not be negative, got {getattr(self, key)}")
-        _require(not self.val.sources, "data.val is one file; join several, or leave it null and hold images out")
-        one, several = self.train.annotations, self.train.sources
-        _require(
-            one is None or not several,
-            f"data.train names one file ({one}) and a list of {len(several)} sources; to train on the one file pass "
-            "--data.train.sources [] too",
-        )
-        files = [source.annotations for source in several]
-        _require(len(set(files)) == len(files), f"data.train lists a file twice; give it one weight: {files}")
-
-    def files(self) -> dict[str, SplitSettings | SourceSettings]:
-        """The files to train on, by the name that errors give them: ``train``, or ``train[0]``, ``train[1]``, ..."""
-        if not self.train.sources:
-            return {"train": self.train}
-        return {f"train[{number}]": source for number, source in enumerate(self.train.sources)}
 
 
 @dataclass(frozen=True)
@@ -250,7 +151,7 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
-            _require(key == "mask_resolution" or value >= 0, f"loss.{key} must not be negative, got {value}")
+            require(key == "mask_resolution" or value >= 0, f"loss.{key} must not be negative, got {value}")
 
 
 @dataclass(frozen=True)
@@ -333,7 +234,7 @@ class TrainSettings:
             *("steps", "micro_batch_size", "accumulation", "max_skipped_steps", "log_every", "keep_last"),
             "timeout_minutes",
         ):
-            _require(getattr(self, key) > 0, f"train.{key} must be positive, got {getattr(self, key)}")
+            require(getattr(self, key) > 0, f"train.{key} must be positive, got {getattr(self, key)}")
         for key in (
             "align_steps",
             "warmup_steps",
@@ -343,16 +244,16 @@ class TrainSettings:
             "weight_decay",
             "seed",
         ):
-            _require(getattr(self, key) >= 0, f"train.{key} must not be negative, got {getattr(self, key)}")
-        _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
-        _require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must be in [0, 1), got {list(self.betas)}")
+            require(getattr(self, key) >= 0, f"train.{key} must not be negative, got {getattr(self, key)}")
+        require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
+        require(all(0 <= beta < 1 for beta in self.betas), f"train.betas must be in [0, 1), got {list(self.betas)}")
         images = self.validate_images
-        _require(images is None or images > 0, f"train.validate_images must be positive or null, got {images}")
-        _require(
+        require(images is None or images > 0, f"train.validate_images must be positive or null, got {images}")
+        require(
             not self.offload_optimizer or self.zero_stage > 0,
             "train.offload_optimizer needs ZeRO; set train.zero_stage to 1, 2 or 3",
         )
-        _require(
+        require(
             self.warmup_steps < self.steps,
             f"train.warmup_steps ({self.warmup_steps}) must be smaller than train.steps ({self.steps})",
         )
@@ -368,16 +269,16 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.model.quantize == "none" or self.train.zero_stage < 3,
             f"model.quantize {self.model.quantize} cannot be split over GPUs by ZeRO stage 3; set train.zero_stage 2",
         )
-        _require(
+        require(
             not self.train.align_steps or self.model.train_projector,
             "train.align_steps trains the projector; set model.train_projector to true, or leave it 0",
         )
         metric, masks = self.train.best_metric, self.model.masks
-        _require(
+        require(
             masks == "both" or metric.partition(".")[0] not in {"visible", "amodal"} - {masks},
             f"train.best_metric is {metric}, which a model of {masks} masks lacks; set it to {masks}.giou_object",
         )

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from aura.config import Config, DataSettings, SourceSettings, SplitSettings, load_config
+from aura.config import Config, SourceSettings, SplitSettings, load_config
 from aura.data.conversations import ConversationTokenizer
 from aura.data.findings import Findings
 from aura.data.mixture import Mixture, hold_out_of
@@ -50,13 +50,11 @@ def open_splits(config: Config, tokenizer: ConversationTokenizer, process: Proce
             training would refuse and ``data.on_bad_record`` is ``stop``.
     """
     data, run = config.data, Path(config.train.output_dir)
-    files: dict[str, SplitSettings | SourceSettings] = {**data.files()}
-    if data.val.annotations is not None:
-        files["val"] = data.val
+    files, own_val = {**data.files(), **data.val_files()}, data.val_files()
     opened = {name: in_turn(process, partial(load_split, split, name)) for name, split in files.items()}
-    splits: dict[str, Sequence[Sample]] = {"train": _together(data, [opened[name] for name in data.files()])}
-    if "val" in opened:
-        splits["val"] = opened["val"]
+    splits: dict[str, Sequence[Sample]] = {"train": _together(data.train, [opened[name] for name in data.files()])}
+    if own_val:
+        splits["val"] = _together(data.val, [opened[name] for name in own_val])
     elif config.train.validate_every and data.held_out:
         train, held = hold_out_of(splits["train"], data.held_out)
         if len(held):  # or the records stay those of the whole file, as in runs that hold nothing out
@@ -66,21 +64,21 @@ def open_splits(config: Config, tokenizer: ConversationTokenizer, process: Proce
         refused, unwanted = ranks.from_first(lambda: _check(config, opened, splits, tokenizer, run, told))
     else:
         refused, unwanted = ranks.from_first(lambda: ({}, {}))
-    of_val = {"train": refused.get("val", [])} if "val" in opened else refused
+    of_val = {name: refused.get(name, []) for name in own_val} if own_val else refused
     for name, bad in (("train", unwanted), ("val", of_val)):
         if name in splits and any(bad.values()):
-            splits[name] = _without_those(splits[name], bad)
+            source = name if name == "val" and own_val else "train"
+            splits[name] = _without_those(splits[name], bad, source)
             if not conversation_counts(splits[name]).any():
-                source = name if name in opened else "train"
                 raise ValueError(f"data.{source}: every record is a bad one ({run / LEFT_OUT}); nothing is left")
     if process.is_main:
         told.append(_validation_told(config, splits.get("val"), run))
     return Splits(splits["train"], splits.get("val"), told)
 
 
-def _together(data: DataSettings, parts: Sequence[Sequence[Sample]]) -> Sequence[Sample]:
-    """What to train on: the records of the one file, or a mixture of several."""
-    sources = data.train.sources
+def _together(split: SplitSettings, parts: Sequence[Sequence[Sample]]) -> Sequence[Sample]:
+    """The records of a split: of the one file, or a mixture of several."""
+    sources = split.sources
     if not sources:
         return parts[0]
     return Mixture(parts, short_names([s.annotations for s in sources]), [s.weight for s in sources])
@@ -96,11 +94,13 @@ def short_names(files: Sequence[str]) -> list[str]:
     return list(files)
 
 
-def _without_those(samples: Sequence[Sample], bad: Mapping[str, Sequence[BadRecord]]) -> Sequence[Sample]:
-    """The samples without the bad records of ``train``, or without those of ``train[k]`` in part k of a mixture."""
+def _without_those(
+    samples: Sequence[Sample], bad: Mapping[str, Sequence[BadRecord]], name: str = "train"
+) -> Sequence[Sample]:
+    """The samples without the bad records of ``name``, or without those of ``name[k]`` in part k of a mixture."""
     if not isinstance(samples, Mixture):
-        return without(samples, bad.get("train", ()))
-    return samples.of([without(part, bad.get(f"train[{k}]", ())) for k, part in enumerate(samples.parts)])
+        return without(samples, bad.get(name, ()))
+    return samples.of([without(part, bad.get(f"{name}[{k}]", ())) for k, part in enumerate(samples.parts)])
 
 
 def kept_for_validation(run: Path, images: str | None = None) -> tuple[Sequence[Sample], str]:
@@ -114,15 +114,19 @@ def kept_for_validation(run: Path, images: str | None = None) -> tuple[Sequence[
         ValueError: It names no such split.
     """
     data = load_config(run / "config.yaml").data if (run / "config.yaml").is_file() else None
-    if data is not None and data.val.annotations is not None:
-        return AmodalReasonSeg.load(data.val.annotations, images or data.val.images), data.val.annotations
-    files = [split for split in data.files().values() if split.annotations is not None] if data is not None else []
-    if data is None or not files or not (run / HELD_OUT).is_file():
+    own = data is not None and bool(data.val_files())
+    found = {} if data is None else data.val_files() or data.files()
+    files = [split for split in found.values() if split.annotations is not None]
+    if data is None or not files or not (own or (run / HELD_OUT).is_file()):
         raise ValueError(f"{run} names no validation split; say what to evaluate with --data FILE")
     if images is not None and len(files) > 1:
-        raise ValueError(f"--images is one folder, but {run} was trained on {len(files)} files; leave it out")
-    dataset = _together(data, [AmodalReasonSeg.load(str(f.annotations), images or f.images) for f in files])
-    names = " + ".join(str(split.annotations) for split in files)
+        what = "validated" if own else "trained"
+        raise ValueError(f"--images is one folder, but {run} {what} on {len(files)} files; leave it out")
+    split = data.val if own else data.train
+    dataset = _together(split, [AmodalReasonSeg.load(str(f.annotations), images or f.images) for f in files])
+    names = " + ".join(str(f.annotations) for f in files)
+    if own:
+        return dataset, names
     held = set(json.loads((run / HELD_OUT).read_text(encoding="utf-8"))["image_ids"])
     places = [place for place, picture in enumerate(pictures(dataset)) if picture.image_id in held]
     if len(places) < len(held):
@@ -140,14 +144,15 @@ def _validation_told(config: Config, val: Sequence[Sample] | None, run: Path) ->
     """One sentence about what the run validates on; lists what it holds out."""
     data, every = config.data, config.train.validate_every
     listed = run / HELD_OUT
-    if data.val.annotations is None and val is not None:
+    if not data.val_files() and val is not None:
         ids = [picture.image_id for picture in pictures(val)]
         files = [split.annotations for split in data.files().values()]
         write_json(listed, {"annotations": files if len(files) > 1 else files[0], "image_ids": ids}, indent=1)
         return f"validates every {every} steps on {len(ids)} images held out of data.train, never trained on: {listed}"
     listed.unlink(missing_ok=True)
     if every and val is not None:
-        return f"validates every {every} steps on data.val, {data.val.annotations}"
+        names = " + ".join(str(split.annotations) for split in data.val_files().values())
+        return f"validates every {every} steps on data.val, {names}"
     if not every:
         return "does not validate (train.validate_every is 0); the last step is exported"
     why = "data.held_out is 0" if not data.held_out else "data.train has too few images to hold a tenth of them out"
@@ -204,11 +209,13 @@ def _check(
         kept[name] = Findings(Path(samples.source))
         option = f"data.{name}.images" if "[" in name else f"--data.{name}.images"
         inspected[name] = inspect(samples, tokenizer, kept[name], option=option, name=f"data.{name}")
-    if "val" in opened:
-        train: dict[str, Path] = {}
-        for name in config.data.files():
-            train |= used_pictures(opened[name], kept[name])
-        refuse_leak(train, used_pictures(opened["val"], kept["val"]))
+    own_val = config.data.val_files()
+    if own_val:
+        train, val = (
+            {digest: path for name in names for digest, path in used_pictures(opened[name], kept[name]).items()}
+            for names in (config.data.files(), own_val)
+        )
+        refuse_leak(train, val)
     for name, (_, notes) in inspected.items():
         if notes:
             told.append(f"data.{name}: {len(notes)} pictures may lie otherwise than their masks, such as {notes[0]}")
@@ -222,7 +229,7 @@ def _check(
         told.append(f"left out {counted}: {run / LEFT_OUT} lists them")
     else:
         (run / LEFT_OUT).unlink(missing_ok=True)
-    twins = held_out_elsewhere(splits["train"], splits.get("val"), kept)
+    twins = held_out_elsewhere(splits["train"], None if own_val else splits.get("val"), kept)
     if number := sum(map(len, twins.values())):
         told.append(f"left out {number} images of data.train whose pictures are held out of another source")
     if isinstance(mixture := splits["train"], Mixture):
@@ -263,7 +270,7 @@ def _refuse(config: Config, inspected: dict[str, Inspection], run: Path) -> None
         where = f"in {run / BAD}"
     files = " and ".join(
         f"{split.annotations} (data.{name})"
-        for name, split in {**config.data.files(), "val": config.data.val}.items()
+        for name, split in {**config.data.files(), **config.data.val_files()}.items()
         if name in inspected and inspected[name].bad
     )
     raise ValueError(

@@ -46,7 +46,8 @@ def write_run_report(
     split, last = config.data.val, log.records("train")[-1]
     data = f" --data {split.annotations}" + (f" --images {split.images}" if split.images else "")
     if split.annotations is None:
-        data = "" if best else " --data FILE"  # eval.py finds what was held out
+        # eval.py finds what was held out, and several files
+        data = "" if best or split.sources else " --data FILE"
     command = f"python eval.py --checkpoint {folder}{data} --protocol teacher_forced"
     losses = {f.name: last[f.name] for f in dataclasses.fields(Losses)}
     seconds, steps = round(log.seconds, 1), last["step"]
@@ -116,7 +117,8 @@ def model_card(
         "loss weights": ", ".join(f"{k} {v:g}" for k, v in vars(config.loss).items() if isinstance(v, float)),
         "weights": f"{dtype} (SAM and the mask decoders in fp32), {total:,} parameters, {trained:,} of them trainable",
     }
-    data = {name: split.annotations for name, split in {**config.data.files(), "val": config.data.val}.items()}
+    files = {**config.data.files(), **(config.data.val_files() or {"val": config.data.val})}
+    data = {name: split.annotations for name, split in files.items()}
     lines = [
         "---",
         "library_name: transformers",

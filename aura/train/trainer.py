@@ -35,7 +35,7 @@ from aura.train.logs import RunLog, Window, stuck_warning
 from aura.train.page import pictures_of, try_to_write_page
 from aura.train.randomness import rng_state, seed_everything, set_rng_state
 from aura.train.summary import opening, write_run_report
-from aura.train.validation import look_up, validate, validation_samples
+from aura.train.validation import look_up, shown, validate, validation_samples
 from aura.types import Batch, Losses, Sample
 
 LOSS_NAMES = tuple(f.name for f in dataclasses.fields(Losses))
@@ -285,7 +285,7 @@ class Trainer:
         improved = score is not None and (self.best is None or score > self.best["score"])
         if improved:
             self.best = {"step": step, "metric": key, "score": score}
-        self._say(f"step {step}: {key} {score if score is None else round(score, 4)}{' (best)' if improved else ''}")
+        self._say(f"step {step}: {shown(report, key)}{' (best)' if improved else ''}")
         return improved
 
     def _save(self) -> None:

@@ -18,6 +18,7 @@ from aura.evaluation.metrics import summarise
 from aura.evaluation.report import Report
 from aura.model import AuraModel
 from aura.train.engine import Process
+from aura.train.logs import flat_numbers
 from aura.train.randomness import rng_state, set_rng_state
 from aura.types import Sample
 
@@ -51,14 +52,14 @@ def validate(
     extremes = Extremes()
     observers = [extremes] if keep else []
     report = evaluate(model, processor, samples, "teacher_forced", cache=cache, observers=observers)
+    parts = {name: part.as_dict() for name, part in by_source(report, sources).items()}
     if keep is not None:
         try:
             extremes.save(keep)
-            report.write(keep)
+            report.write(keep, beside=parts)
         except (OSError, ValueError) as error:
             tqdm.write(f"WARNING: {keep} is not complete: {error}")
     set_rng_state(before)
-    parts = {name: part.as_dict() for name, part in by_source(report, sources).items()}
     shown = ("num_objects", "amodal", "visible", "no_target")
     alone = {name: {key: part[key] for key in shown if key in part} for name, part in parts.items()}
     figures = {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
@@ -76,6 +77,14 @@ def by_source(report: Report, sources: Sequence[str]) -> dict[str, Report]:
         )
         for number, name in enumerate(sources)
     }
+
+
+def shown(report: Mapping[str, Any], key: str) -> str:
+    """A figure for the terminal, with that of each source beside it where there are several."""
+    value, slashed = look_up(report, key), key.replace(".", "/")
+    of_source = {name: flat_numbers(part).get(slashed) for name, part in report.get("sources", {}).items()}
+    told = ", ".join(f"{name} {found:.4f}" for name, found in of_source.items() if found is not None)
+    return f"{key} {value if value is None else round(value, 4)}{f' ({told})' if told else ''}"
 
 
 def check_metric(key: str) -> None:

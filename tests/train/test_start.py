@@ -231,3 +231,35 @@ def test_a_picture_that_is_held_out_of_one_source_is_not_trained_on_in_another(t
         STRIDE + n for n in range(30) if n != 5
     }
     assert "left out 1 images of data.train whose pictures are held out of another source" in splits.told
+
+
+def test_several_files_to_validate_on(two, config, tmp_path):
+    """Each keeps its name and its own ids; the checks and ``eval.py`` without ``--data`` know all of them."""
+    train, scenes = two.data.train.sources[0], two.data.train.sources[1]
+    for image in (5, 7):  # 5 is also in the training split
+        Image.new("RGB", (4, 4), (image, image != 5, 11)).save(tmp_path / "scenes" / f"{image}.png")
+    split = SplitSettings(train.annotations, train.images)
+    (tmp_path / "more").mkdir()
+    many(tmp_path / "more", config)
+    for image in range(30):
+        Image.new("RGB", (4, 4), (image, 200, 200)).save(tmp_path / "more" / f"{image}.png")
+    more = SourceSettings(str(tmp_path / "more" / "train.json"), str(tmp_path / "more"), 5.0)
+    val = SplitSettings(sources=(scenes, more))
+    splits = opened(two, train=split, val=val)
+    assert splits.val.names == ("scenes/train", "more/train") and len(splits.val) == 60 and len(splits.train) == 30
+    assert [s.image_id for s in splits.val][29:31] == [29, STRIDE]
+    assert f"on data.val, {scenes.annotations} + {more.annotations}" in splits.told[-1]
+    run_config = dataclasses.replace(two, data=dataclasses.replace(two.data, train=split, val=val))
+    write_text(tmp_path / "run" / "config.yaml", to_yaml(run_config))
+    kept, name = kept_for_validation(tmp_path / "run")
+    assert kept.names == splits.val.names and name == f"{scenes.annotations} + {more.annotations}"
+    with pytest.raises(ValueError, match="validated on 2 files"):
+        kept_for_validation(tmp_path / "run", "photos")
+    (tmp_path / "more" / "3.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"more/train\.json \(data\.val\[1\]\): 1 bad record"):
+        opened(two, train=split, val=val)
+    again = opened(two, train=split, val=val, on_bad_record="skip")
+    assert len(again.val) == 59 and STRIDE + 3 not in {s.image_id for s in again.val}
+    (tmp_path / "scenes" / "9.png").write_bytes((tmp_path / "photos" / "9.png").read_bytes())
+    with pytest.raises(ValueError, match=r"1 images are in data\.train and in data\.val"):
+        opened(two, train=split, val=val, on_bad_record="skip")

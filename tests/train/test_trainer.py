@@ -129,6 +129,8 @@ def test_interrupted_and_continued_equals_uninterrupted(config, samples, val_sam
         assert drawn[-1] == {"squares": 8, "more": 4} and all(abs(d["squares"] - 2 * d["more"]) < 3 for d in drawn)
         told = next(record["sources"] for record in logged if record["kind"] == "val")
         assert [told[name]["num_objects"] for name in ("squares", "more")] == [6, 3]
+        validation = (tmp_path / "whole" / "validation" / "step_000003" / "report.md").read_text()
+        assert all(f"| {name} | teacher_forced |" in validation for name in ("squares", "more", "AURA"))
     first, second = (AuraModel.from_pretrained(tmp_path / name / "export") for name in ("whole", "parts"))
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
