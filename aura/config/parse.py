@@ -76,7 +76,9 @@ def _load(text: str) -> Any:
     """
     value = get_loader("yaml")(text)
     data = value.get("data") if isinstance(value, dict) else None
-    for name in SPLITS if isinstance(data, dict) else ():
+    if not isinstance(data, dict):
+        return value
+    for name in SPLITS:
         if isinstance(split := data.get(name), list):
             data[name] = {"annotations": None, "images": None, "sources": split}
         elif isinstance(split, dict) and "annotations" in split:
