@@ -36,12 +36,17 @@ def prepare() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
+    if not _has_gpu():
+        _keep_freed_memory()
+
+
+def quiet_libraries() -> None:
+    """Keep back what libraries say about things that no user of AURA can mend."""
     # Where bitsandbytes is installed, importing peft would make it advise a download that AURA does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Nothing is sharded by transformers, which would list every layer for it.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-    if not _has_gpu():
-        _keep_freed_memory()
 
 
 GRACE = 1.5
@@ -61,6 +66,7 @@ def command_line(name: str) -> None:
     """
     if name not in ("__main__", "__mp_main__"):
         return
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None if it was closed
             stream.reconfigure(errors="backslashreplace")

@@ -10,8 +10,11 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Any, TypeGuard
+
+LONGEST_NAME = 255
+"""Bytes of a file's own name that every file system takes."""
 
 
 def read_text(path: str | Path) -> str:
@@ -120,6 +123,22 @@ def places_for(path: Path, ending: str) -> list[Path]:
     cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aura"
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     return [path.with_name(f".{path.name}{ending}"), cache / f"{name}{ending}"]
+
+
+def is_neighbour(name: object) -> TypeGuard[str]:
+    """Whether a file may name another one of its own folder so: a text that leads neither below nor out of it.
+
+    Files come from others. What an index, a pointer or a list in one of them calls a file must not be another's.
+    """
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    path = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+    if path.parts != (name,) or name == ".." or path.drive or path.root:
+        return False
+    try:
+        return len(os.fsencode(name)) <= LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def make_weights_plain(folder: str | Path) -> None:

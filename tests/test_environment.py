@@ -1,6 +1,7 @@
 """What a process is told before torch is imported."""
 
 import io
+import logging
 import signal
 import subprocess
 import sys
@@ -123,6 +124,15 @@ def test_a_letter_that_the_encoding_lacks_is_written_as_its_number(command_line)
     command_line("__main__", stream)
     print("\N{HANGUL SYLLABLE KEOB} \N{LATIN SMALL LETTER E WITH ACUTE}", file=stream, flush=True)
     assert stream.buffer.getvalue() == b"\\ucef5 \\xe9\n"
+
+
+def test_every_script_keeps_the_noise_of_libraries_back(command_line, monkeypatch):
+    for name in ("bitsandbytes", "transformers.distributed.tensor_parallel"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+        assert logging.getLogger(name).isEnabledFor(logging.WARNING)
+    command_line("__main__")
+    for name in ("bitsandbytes", "transformers.distributed.tensor_parallel"):
+        assert not logging.getLogger(name).isEnabledFor(logging.WARNING)
 
 
 def test_closed_streams_and_ignored_signals_stay_so(command_line):

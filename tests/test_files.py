@@ -6,6 +6,7 @@ import pytest
 
 from aura.files import (
     finite,
+    is_neighbour,
     list_parts,
     read_text,
     to_json,
@@ -103,3 +104,12 @@ def test_an_unfinished_file_is_gone_and_the_old_one_stays(tmp_path, error):
     with unfinished(path) as partial:
         partial.write_text("new")
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"] and path.read_text() == "new"
+
+
+def test_what_a_file_may_call_its_neighbours():
+    for name in ("model-00001-of-00002.safetensors", "..a", "a..", ".hidden", "컵.json", "a b", "step_000001"):
+        assert is_neighbour(name), name
+    up = ["..", "../a", "a/../../b", "..\\a"]
+    rooted = ["/etc/passwd", "C:a", "C:", "\\\\host\\share\\a", "//host/share/a", "\\", "/"]
+    for name in [*up, *rooted, "", ".", "./a", "a/b", "a\\b", "a\0b", "\ud800", "x" * 256, None, 7, ["a"]]:
+        assert not is_neighbour(name), name

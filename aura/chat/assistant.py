@@ -29,6 +29,7 @@ from aura.model.readout import decode_answers
 from aura.targets import occlusion_rate
 from aura.types import SEG_TOKEN, ImageFeatures, ImageGeometry, Reply, ReplyObject
 from aura.weights import hub
+from aura.weights.files import check_weight_files
 
 ImageSource = str | Path | Image.Image | np.ndarray
 OnText = Callable[[str], None]
@@ -105,6 +106,10 @@ class Assistant:
         if device_map is not None or quantize != "none":
             options["device_map"] = {"": place} if device_map is None else device_map
             options["quantization_config"] = quantization_config(quantize, kind)
+        try:
+            check_weight_files(export, "its weights", required=False)
+        except ValueError as error:
+            raise ValueError(f"{export} cannot be loaded ({error}); export the run again") from error
         try:
             model, info = AuraModel.from_pretrained(export, **options)
         except (OSError, RuntimeError, KeyError, SafetensorError) as error:

@@ -23,7 +23,7 @@ from torch import nn
 
 from aura.config import SAME_NUMBERS, Config
 from aura.data.selection import records_digest
-from aura.files import make_weights_plain, write_json, write_text
+from aura.files import is_neighbour, make_weights_plain, write_json, write_text
 from aura.model.precision import describe_export, export_dtype
 from aura.train.engine import Engine, Process, trained_weights, wait_for_all
 from aura.types import Sample
@@ -175,9 +175,9 @@ def complete_steps(folder: Path) -> list[int]:
 def newest(folder: Path) -> Path | None:
     """The checkpoint that ``latest`` names in a run's ``checkpoints`` folder, else the last; ``None`` without any."""
     pointer = folder / "latest"
-    named = folder / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
-    if named is not None and (named / STATE).is_file():
-        return named
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else None
+    if is_neighbour(name) and (folder / name / STATE).is_file():
+        return folder / name
     steps = complete_steps(folder)
     return folder / f"step_{steps[-1]:06d}" if steps else None
 
@@ -212,6 +212,8 @@ def read_state(checkpoint: Path, remedy: str = RESUME_ANOTHER) -> dict[str, Any]
         raise ValueError(f"{checkpoint / STATE} cannot be read ({error}); {remedy}") from error
     if version != FORMAT:
         raise ValueError(f"{checkpoint} has format {version}, this version of AURA reads {FORMAT}; {remedy}")
+    if not isinstance(files, dict) or not all(map(is_neighbour, files)):
+        raise ValueError(f"{checkpoint / STATE} has no list of files beside it; {remedy}")
     for name, size in files.items():
         file = checkpoint / name
         if not file.is_file() or file.stat().st_size != size:

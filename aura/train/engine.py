@@ -25,6 +25,7 @@ from aura.machine import ranks
 from aura.machine.devices import check_bf16, check_build
 from aura.model.quantize import unpacked
 from aura.train.loss_scale import LossScale
+from aura.train.stored import refuse_code
 
 CPU_BUCKET = 20_000_000
 """As :data:`aura.config.REDUCE_BUCKET`, on a CPU, where what is trained is far smaller."""
@@ -289,18 +290,20 @@ class Engine:
                 first, in a hidden folder beside it that goes again.
 
         Raises:
-            ValueError: The files are damaged or do not fit this model.
+            ValueError: The files are damaged, could run code, or do not fit this model.
         """
         where = Path(folder) / tag
         together = resharded and self.zero_stage > 0
         try:
+            refuse_code(where)
             if together:
                 tag = self._put_together(where)
             self._engine._config.load_universal_checkpoint = together
             path, own = self._engine.load_checkpoint(str(folder), tag=tag, custom_load_fn=self._load_weights)
         except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ValueError(
-                f"{where} cannot be loaded ({_first_line(error)}); "
+                f"{where} cannot be loaded ({reason}); "
                 "choose another checkpoint with --train.resume PATH, or start anew with another --train.output_dir"
             ) from error
         if path is None:
@@ -358,7 +361,7 @@ def trained_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The trainable weights (fp32) and buffers of a checkpoint folder, on CPU, for any ZeRO stage and process count."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    checkpoint = Path(checkpoint)
+    refuse_code(checkpoint, "take a checkpoint that train_ds.py wrote")
     if any(checkpoint.glob("*optim_states.pt")):
         return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), checkpoint.name)
     return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
@@ -394,7 +397,3 @@ def stop_process() -> None:
     if (comm := _import_deepspeed().comm).is_initialized():
         comm.destroy_process_group()
     ranks.stop()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -32,19 +32,13 @@ from aura.model.precision import describe_export, export_dtype
 from aura.train.checkpoint import FROZEN, HUB_COMMITS, STATE, frozen_digest, newest, read_state, replaced_folder
 from aura.train.engine import trained_weights
 from aura.train.randomness import seed_everything
+from aura.train.stored import refuse_code
 from aura.weights import hub
 from aura.weights.build import build_model
+from aura.weights.files import read_index
 
 ADAPTER = "adapter"
 """Folder of the adapters alone, in peft's format, inside an export that keeps them."""
-
-DEEPSPEED_CLASSES = {
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-}
-"""What a DeepSpeed checkpoint may hold besides tensors and plain values; anything else could run when it is opened."""
 
 ANOTHER = "choose another with --checkpoint best, last or a path, or copy the checkpoint again"
 
@@ -109,8 +103,7 @@ def read_trained(path: Path) -> dict[str, Tensor]:
     states = sorted(path.glob("*_states.pt"))
     if not states:
         return _read_folder(path)
-    for file in states:
-        _refuse_code(file, DEEPSPEED_CLASSES)
+    refuse_code(path, ANOTHER)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stdout(messages):
@@ -127,7 +120,7 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
     """Consolidated weights: one file, or shards with their index."""
     indexes = sorted(path.glob("*.index.json"))
     if indexes:
-        names = sorted(set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_index(indexes[0], "--checkpoint").values()))
     else:
         names = sorted(file.name for kind in ("*.safetensors", "*.bin") for file in path.glob(kind))
     if not names:
@@ -152,20 +145,6 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{file} is no state dict (tensors by name); {ANOTHER}")
     return loaded
-
-
-def _refuse_code(file: Path, known: set[str]) -> None:
-    """Opening a pickle runs what it names: only tensors, plain values and DeepSpeed's own records may be in it."""
-    try:
-        strangers = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(file))) - known
-    except (RuntimeError, ValueError, OSError, pickle.UnpicklingError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file} is damaged or cut off ({reason}); {ANOTHER}") from error
-    if strangers:
-        raise ValueError(
-            f"{file} is not opened: besides weights it holds {', '.join(sorted(strangers))}, which could run code; "
-            "export a checkpoint that train_ds.py wrote"
-        )
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from aura.files import read_text
+from aura.files import is_neighbour, read_text
 from aura.model.precision import cast_parameters
 
+WEIGHT_FILES = (("model", "safetensors"), ("pytorch_model", "bin"))
+"""Stems and endings of a model folder's weights, the better kind first."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel, DeepSpeed and torch.compile put before the name of every tensor."""
 
@@ -102,11 +104,16 @@ def check_weight_files(folder: str | Path, setting: str, *, required: bool = Tru
     """
     folder = Path(folder)
     names = {path.name for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if absent := sorted(shards - names):
-            raise ValueError(f"{setting}: {folder} lacks {', '.join(absent)}, which its index names; download it again")
+    for kind, ending in WEIGHT_FILES:
+        index = folder / f"{kind}.{ending}.index.json"
+        if index.is_file():
+            shards = set(read_index(index, setting).values())
+            if absent := sorted(name for name in shards if not (folder / name).is_file()):
+                raise ValueError(
+                    f"{setting}: {folder} lacks {', '.join(absent)}, which its index names; download it again"
+                )
+        if index.is_file() or (folder / f"{kind}.{ending}").is_file():
+            break  # the other kind is not read
     for name in sorted(names):
         try:
             with safe_open(folder / name, "pt") as tensors:
@@ -117,6 +124,27 @@ def check_weight_files(folder: str | Path, setting: str, *, required: bool = Tru
     if required and not found:
         raise ValueError(f"{setting}: {folder} has a config.json but no weights (*.safetensors); download it again")
     return found
+
+
+def read_index(path: Path, setting: str) -> dict[str, str]:
+    """Tensors and the shards that hold them, from ``*.index.json``; a shard lies beside it.
+
+    Raises:
+        ValueError: It is no such index, or calls something a shard that is no name of a file beside it.
+    """
+    try:
+        where = json.loads(read_text(path))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{setting}: {path} is not an index of weights; get it again") from error
+    if not isinstance(where, dict):
+        raise ValueError(f"{setting}: {path} is not an index of weights; get it again")
+    for tensor, name in where.items():
+        if not is_neighbour(name):
+            raise ValueError(
+                f"{setting}: {path} says that {tensor!r:.80} is in {name!r:.100}, which is no name of a file beside "
+                "it; get it again"
+            )
+    return where
 
 
 def read_tensors(path: str | Path, setting: str) -> dict[str, torch.Tensor]:
@@ -171,13 +199,10 @@ def read_folder_tensors(folder: str | Path, setting: str) -> dict[str, torch.Ten
             refuses.
     """
     folder = Path(folder)
-    for kind, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+    for kind, ending in WEIGHT_FILES:
         index, single = folder / f"{kind}.{ending}.index.json", folder / f"{kind}.{ending}"
         if index.is_file():
-            try:
-                where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{setting}: {index} is not an index of weights; get it again") from error
+            where = read_index(index, setting)
             shards = sorted(set(where.values()))
             if absent := [name for name in shards if not (folder / name).is_file()]:
                 raise ValueError(f"{setting}: {folder} lacks {', '.join(absent)}, which its index names; get it again")

@@ -8,7 +8,6 @@ files, and weights as safetensors, or as ``.bin`` where there are none.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from aura.config import ModelSettings
 from aura.machine import ranks
-from aura.weights.files import read_config
+from aura.weights.files import WEIGHT_FILES, read_config, read_index
 from aura.weights.lisa import is_lisa
 
 NAME = re.compile(r"(?P<owner>[A-Za-z0-9][\w-]*)/(?P<model>[A-Za-z0-9][\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
@@ -40,8 +39,6 @@ OUR_FOLDERS = {"weights", "runs", "exports", "data", "configs"}
 SMALL_FILES = ["*.json", "tokenizer.model", "merges.txt"]
 BELOW = ["*/*"]
 """What lies in folders of a model, such as other formats of its weights, is not read."""
-WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))
-"""Names of weight files, the better kind first."""
 
 _commits: dict[str, str] = {}
 """Names, as given, and their commits: a process sees one commit of a name, whatever happens on the hub meanwhile."""
@@ -166,7 +163,7 @@ def _fetch(name: Name, given: str, setting: str, weights: bool) -> Path:
             f"{setting}: {name} on {constants.ENDPOINT} has no config.json, so it is not a model folder (it holds "
             f"{_some(files)}); download the file that you mean (hf download {name.model} FILE) and give its path"
         )
-    if weights and not _has_weights(folder):
+    if weights and not _has_weights(folder, setting):
         files = ask(HfApi().list_repo_files, revision=folder.name)
         chosen = _chosen(files)
         if not chosen:
@@ -188,18 +185,18 @@ def _some(files: list[str]) -> str:
 
 def _chosen(files: list[str]) -> list[str]:
     """The weight files to fetch, of one kind; not those of other precisions, nor optimizer states."""
-    for stem, ending in WEIGHTS:
+    for stem, ending in WEIGHT_FILES:
         if found := [file for file in files if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{ending}", file)]:
             return found
     return []
 
 
-def _has_weights(folder: Path) -> bool:
+def _has_weights(folder: Path, setting: str) -> bool:
     """Whether all weight files are there; each appears when it is complete."""
-    for stem, ending in WEIGHTS:
+    for stem, ending in WEIGHT_FILES:
         index = folder / f"{stem}.{ending}.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+            shards = set(read_index(index, setting).values())
             if shards and all((folder / shard).is_file() for shard in shards):
                 return True
         elif (folder / f"{stem}.{ending}").is_file():

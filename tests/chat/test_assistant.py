@@ -314,6 +314,10 @@ def test_folders_that_hold_no_export_are_named(tmp_path, export):
     with pytest.raises(ValueError, match=r"export cannot be loaded"):
         Assistant.from_pretrained(export)
     weights.unlink()
+    (export / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../other.safetensors"}}')
+    with pytest.raises(ValueError, match=r"export cannot be loaded .*no name of a file beside it"):
+        Assistant.from_pretrained(export)
+    (export / "model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match=r"export cannot be loaded"):
         Assistant.from_pretrained(export)
     (export / "config.json").unlink()

@@ -154,6 +154,26 @@ def test_lost_pointer_falls_back_to_the_newest(checkpoints, engine):
     assert checkpoints.find(str(run)) == choose_checkpoint(run, "last").path == checkpoints.path(1)
 
 
+@pytest.mark.parametrize("pointer", ["../elsewhere/step_000009", "{elsewhere}/step_000009", "..", "", "a\0b", "\udcff"])
+def test_a_pointer_that_leads_elsewhere_is_passed_over(checkpoints, engine, tmp_path, pointer):
+    step(engine)
+    saved = save(checkpoints, engine)
+    shutil.copytree(saved, tmp_path / "elsewhere" / "step_000009")
+    text = pointer.format(elsewhere=tmp_path / "elsewhere")
+    (checkpoints.folder / "latest").write_text(text, errors="surrogateescape")
+    assert checkpoints.find("auto") == saved
+
+
+@pytest.mark.parametrize("files", [{"../p.pt": 3}, {"/etc/hostname": 3}, ["process_0.pt"], None])
+def test_a_list_of_files_that_leads_elsewhere_is_refused(checkpoints, engine, files):
+    step(engine)
+    saved = save(checkpoints, engine)
+    state = json.loads((saved / "state.json").read_text())
+    (saved / "state.json").write_text(json.dumps({**state, "files": files}))
+    with pytest.raises(ValueError, match=r"state\.json has no list of files beside it; .*--train\.resume PATH"):
+        read_state(saved)
+
+
 def test_going_back_forgets_what_came_after(checkpoints, engine):
     for _ in range(2):
         step(engine)

@@ -35,7 +35,7 @@ from aura.datagen.service.jsonl import (
     succeeded,
 )
 from aura.datagen.service.settings import ApiSettings
-from aura.files import unfinished, write_json
+from aura.files import is_neighbour, unfinished, write_json
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +192,8 @@ class BatchGenerator:
         for path in sorted(self.folder.glob("part-*.json")):
             try:
                 part = _Part(**json.loads(path.read_text(encoding="utf-8")))
+                if path.name != f"part-{part.token}.json" or not all(map(is_neighbour, part.answers)):
+                    raise ValueError("it names files of other parts")
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}: damaged ({error}); remove it to submit its requests again") from error
             if part.status == "done":

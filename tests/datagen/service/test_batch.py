@@ -50,6 +50,14 @@ def test_batches_are_split_polled_and_joined_whatever_their_order(server, pictur
             assert all(set(line) == {"custom_id", "method", "url", "body"} for line in lines)
 
 
+@pytest.mark.parametrize("change", [{"answers": ["../other.jsonl"]}, {"answers": ["/etc/hostname"]}, {"token": "../x"}])
+def test_a_part_that_names_files_elsewhere_is_refused(server, picture, tmp_path, change):
+    part = {"token": "t", "status": "done", "bounds": {}, "batch_id": "b", "ended": "completed", "answers": []}
+    (tmp_path / "part-t.json").write_text(json.dumps(part | change))
+    with pytest.raises(ValueError, match=r"part-t\.json: damaged \(it names files of other parts\)"):
+        run_all(batches(server, tmp_path), [GenerationRequest(image(1), picture, 1)])
+
+
 def test_batches_hold_the_byte_limit(server, picture, tmp_path):
     requests = [GenerationRequest(image(n), picture, 1) for n in range(4)]
     files, _ = export_jsonl(requests[:1], tmp_path / "one", settings(server))
