@@ -25,6 +25,7 @@ from aura.model.generation import AnswerWriter
 from aura.model.mllm import Mllm, Places, packed_attention_mask, widen_projector
 from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
 from aura.model.segmentation import PromptEncoder
+from aura.model.tiled_attention import attend_in_tiles
 from aura.model.tiny_vit import build_sam
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
 
@@ -95,6 +96,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         sam = build_sam(config.sam_config) if sam is None else sam
         self.mllm = Mllm(llava, config.lora, config.image_token_merge)
         self.image_encoder = sam.vision_encoder
+        attend_in_tiles(self.image_encoder)
         hidden_size = config.llava_config.text_config.hidden_size
         self.prompt_encoder = PromptEncoder(hidden_size, sam.prompt_encoder, config.rescale_states)
         if config.image_places:

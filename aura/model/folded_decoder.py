@@ -122,14 +122,13 @@ def _change_images(
 ) -> torch.Tensor:
     """Pixels [B, P, C] of the images, changed by attending to the tokens [N, t, C] of each object: [N, P, C]."""
     keys = _heads(attention, attention.k_proj(keys) * attention.scaling)  # [N, a, t, d]
-    query = _heads(attention, attention.q_proj(placed))  # [B, a, P, d]
+    query = _heads(attention, attention.q_proj(placed)).transpose(2, 3)  # [B, a, d, P]
     if len(placed) == 1:
-        count, _, length, _ = keys.shape
-        columns = keys.permute(1, 3, 0, 2).flatten(2)  # [a, d, N * t]
-        scores = (query[0] @ columns).unflatten(-1, (count, length)).permute(2, 1, 0, 3)  # [N, P, a, t]
+        count = len(keys)
+        scores = keys.permute(1, 0, 2, 3).flatten(1, 2) @ query[0]  # [a, N * t, P]
+        scores = scores.unflatten(1, (count, -1)).transpose(0, 1)  # [N, a, t, P]
         return _changed(attention, scores, values, embeddings.expand(count, -1, -1))
-    scores = (query[image_of] @ keys.transpose(2, 3)).transpose(1, 2)
-    return _changed(attention, scores, values, embeddings[image_of])
+    return _changed(attention, keys @ query[image_of], values, embeddings[image_of])
 
 
 def _change_pixels(
@@ -139,17 +138,21 @@ def _change_pixels(
     heads = attention.num_attention_heads
     keys = _heads(attention, attention.k_proj(keys) * attention.scaling)  # [N, a, t, d]
     by_head = attention.q_proj.weight.unflatten(0, (heads, -1))  # [a, d, C]
-    columns = (keys @ by_head).flatten(1, 2)  # [N, a * t, C]
-    bias = (keys @ attention.q_proj.bias.view(heads, -1, 1)).flatten(1)[:, None]  # [N, 1, a * t]
-    scores = torch.baddbmm(bias, placed, columns.transpose(1, 2))  # [N, P, a * t]
-    return _changed(attention, scores.unflatten(-1, (heads, -1)), values, pixels)
+    rows = (keys @ by_head).flatten(1, 2)  # [N, a * t, C]
+    bias = (keys @ attention.q_proj.bias.view(heads, -1, 1)).flatten(1, 2)  # [N, a * t, 1]
+    scores = torch.baddbmm(bias, rows, placed.transpose(1, 2))  # [N, a * t, P]
+    return _changed(attention, scores.unflatten(1, (heads, -1)), values, pixels)
 
 
 def _changed(attention: Any, scores: torch.Tensor, values: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels [N, P, C] plus the attention with scores [N, P, a, t] to values [N, t, C]."""
-    by_head = attention.out_proj.weight.unflatten(1, (attention.num_attention_heads, -1)).permute(1, 2, 0)  # [a, d, C]
-    values = (_heads(attention, attention.v_proj(values)) @ by_head).flatten(1, 2)  # [N, a * t, C]
-    return torch.baddbmm(pixels + attention.out_proj.bias, scores.softmax(-1).flatten(2), values)
+    """Pixels [N, P, C] plus the attention with scores [N, a, t, P] to values [N, t, C]."""
+    heads = attention.num_attention_heads
+    by_head = attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # [a, d, C]
+    values = _heads(attention, attention.v_proj(values)) @ by_head  # [N, a, t, C]
+    # The weights of a head sum to 1, so that the few values carry the bias to all pixels.
+    values = (values + attention.out_proj.bias / heads).flatten(1, 2)
+    weights = scores.softmax(2).flatten(1, 2).transpose(1, 2)  # [N, P, a * t]
+    return torch.baddbmm(pixels, weights, values)
 
 
 def _upscale(decoder: Any, pixels: torch.Tensor) -> torch.Tensor:
