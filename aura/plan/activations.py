@@ -18,6 +18,7 @@ from typing import Any, Literal
 from aura.losses import PIXELS_AT_ONCE
 from aura.model.aura import OBJECTS_AT_ONCE
 from aura.model.configuration import AuraConfig
+from aura.model.tiled_attention import TILE_BYTES
 from aura.model.tiny_vit import EXPANSION, has_tiny_vit
 
 FLOAT = 4
@@ -214,14 +215,16 @@ def _mask_losses(config: AuraConfig, work: Workload, heads: int, resolution: Lit
 
 
 def _sam_encoder(config: AuraConfig, w: int) -> int:
-    """Bytes for one image without gradient: a global layer's relative positions for all pairs, twice; some maps."""
+    """Bytes for one image without gradient: a global layer's tile of relative positions and their terms; some maps."""
     vision = config.sam_config.vision_config
     if has_tiny_vit(
         config.sam_config
     ):  # its first stage: a widened map at a quarter of the side, before and after GELU
         return int(w * 3 * EXPANSION * vision.widths[0] * (vision.image_size // 4) ** 2)
     positions = (vision.image_size // vision.patch_size) ** 2
-    return w * (2 * vision.num_attention_heads * positions**2 + positions * (6 * vision.hidden_size + vision.mlp_dim))
+    heads, side = vision.num_attention_heads, vision.image_size // vision.patch_size
+    tile = min(2 * w * heads * positions**2, TILE_BYTES)
+    return tile + w * positions * (2 * heads * side + 10 * vision.hidden_size + vision.mlp_dim)
 
 
 def features_bytes(config: AuraConfig) -> int:

@@ -80,9 +80,7 @@ def test_global_layers_alone_are_changed_and_names_stay(tiny_sam_config):
     assert kinds == [False, True] and list(sam.state_dict()) == names
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(
-            sam.vision_encoder(pixels)[0], plain.vision_encoder(pixels)[0], atol=1e-6, rtol=1e-5
-        )
+        torch.testing.assert_close(sam.vision_encoder(pixels)[0], plain.vision_encoder(pixels)[0], atol=1e-6, rtol=1e-5)
     attend_in_tiles(sam.vision_encoder)  # once more changes nothing
     assert not isinstance(sam.vision_encoder.layers[1].attn.qkv, TiledAttention)
 
