@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 LEAST_PIXELS = 128 * 128
-"""On a CPU maps at least as large are convolved with their channels last, a seventh faster; smaller ones gain nothing."""
+"""On a CPU, maps at least as large are convolved channels last, a seventh faster; smaller ones gain nothing."""
 
 
 class ZeroLinear(nn.Linear):
