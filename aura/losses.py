@@ -18,6 +18,9 @@ from aura.machine.chunks import in_chunks
 from aura.targets import soft_spatial_map, spatial_map
 from aura.types import AuraOutput, Batch, ImageGeometry, Losses
 
+OBJECT_TERMS = ("visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
+"""Terms of Eq. 4 that are means over objects; the other one is ``text``."""
+
 DICE_EPS = 1.0
 """Added to both sides of the Dice fraction, in pixels: an empty mask predicted empty has loss 0, and never 0 / 0."""
 
@@ -83,6 +86,13 @@ def _as_shares(classes: Tensor) -> Tensor:
     return (classes[:, None] == torch.arange(3, device=classes.device)[:, None, None]).float()
 
 
+def _mean_by(group: Tensor, values: Tensor, num_groups: int, weights: Tensor | None = None) -> Tensor:
+    """The mean of ``values`` [n] in each group (int64 [n]), fp32 [num_groups]; NaN in one that has none."""
+    weights = torch.ones_like(values) if weights is None else weights
+    sums, counts = (values.new_zeros(num_groups).index_add(0, group, v) for v in (values * weights, weights))
+    return sums / counts
+
+
 def _pixel_mean(losses: Tensor, valid: Tensor | None) -> Tensor:
     """[n, H, W] -> [n]."""
     if valid is None:
@@ -105,25 +115,52 @@ class AuraCriterion:
         self.settings = settings
 
     def __call__(self, output: AuraOutput, batch: Batch) -> Losses:
-        terms = {"text": text_loss(output.text_logits, batch.target_ids), **self._object_losses(output, batch)}
+        return self._losses(output, batch, None)
+
+    def with_images(self, output: AuraOutput, batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
+        """The same losses, and each image's own, without gradients, for a log that tells images apart.
+
+        Returns:
+            Losses, and the terms of each image by name: fp32 [B], the mean over the image's tokens or objects, NaN
+            where it has none; ``total`` is the weighted sum of those that it has.
+        """
+        own: dict[str, Tensor] = {}
+        losses = self._losses(output, batch, own)
+        with torch.no_grad():
+            tokens = F.cross_entropy(output.text_logits.float(), batch.target_ids, reduction="none")
+            own["text"] = _mean_by(batch.target_index // batch.input_ids.shape[1], tokens, len(batch.seg_counts))
+            for name in OBJECT_TERMS:
+                own.setdefault(name, torch.full_like(own["text"], torch.nan))
+            own["total"] = sum(
+                (getattr(self.settings, name) * value.nan_to_num() for name, value in own.items()),
+                torch.zeros_like(own["text"]),
+            )
+        return losses, own
+
+    def _losses(self, output: AuraOutput, batch: Batch, own: dict[str, Tensor] | None) -> Losses:
+        terms = {"text": text_loss(output.text_logits, batch.target_ids), **self._object_losses(output, batch, own)}
         total = sum(getattr(self.settings, name) * value for name, value in terms.items())
         return Losses(total=total + output.unused.float(), **terms)
 
-    def _object_losses(self, output: AuraOutput, batch: Batch) -> dict[str, Tensor]:
+    def _object_losses(self, output: AuraOutput, batch: Batch, own: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """The terms of all objects; ``own`` takes those of each image, [B], that were computed on the way."""
         zero = output.text_logits.new_zeros((), dtype=torch.float32)
-        names = ("visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
         num_objects = len(batch.seg_image)
         if num_objects == 0:
             # Sums of nothing: ZeRO 3 wants each output in every process's backward pass.
             outputs = (output.visible_logits, output.amodal_logits, output.occlusion_rate, output.spatial_logits)
-            return dict.fromkeys(names, sum((value.float().sum() for value in outputs if value is not None), zero))
-        terms = dict.fromkeys(names, zero)
+            return dict.fromkeys(
+                OBJECT_TERMS, sum((value.float().sum() for value in outputs if value is not None), zero)
+            )
+        terms = dict.fromkeys(OBJECT_TERMS, zero)
         # An object of unknown shape counts for what can be seen of it, and for nothing that asks for its whole.
         known = batch.shape_known.float()
         num_known = known.sum().clamp(min=1)
         if output.occlusion_rate is not None:
             errors = (output.occlusion_rate.float() - batch.occlusion_rates.float()).square()
             terms["occlusion_rate"] = (errors * known).sum() / num_known
+            if own is not None:
+                own["occlusion_rate"] = _mean_by(batch.seg_image, errors.detach(), len(batch.seg_counts), known)
         # One image at a time: the images' sizes differ, and only one image's full-size maps have to be built at once.
         end = 0
         for image, (geometry, count) in enumerate(zip(batch.geometries, batch.seg_counts, strict=True)):
@@ -137,6 +174,10 @@ class AuraCriterion:
             height, width = geometry.original
             losses = in_chunks(compare, rows, max(1, PIXELS_AT_ONCE // (height * width)))
             for name, values in losses.items():
+                if own is not None:
+                    one = own.setdefault(name, known.new_full((len(batch.seg_counts),), torch.nan))
+                    weights = torch.ones_like(values) if name.startswith("visible") else known[mine]
+                    one[image] = (values.detach() * weights).sum() / weights.sum()
                 if name.startswith("visible"):
                     terms[name] = terms[name] + values.sum() / num_objects
                 else:

@@ -92,9 +92,10 @@ def make_batch(geometries, masks, seg_image, seg_object, rates, known=None):
     )
 
 
-def make_output(visible, amodal, rates=None, spatial=None, unused=None):
+def make_output(visible, amodal, rates=None, spatial=None, unused=None, text=None):
     unused = torch.zeros(()) if unused is None else unused
-    return AuraOutput(MaskOutput(visible, amodal, rates, spatial), text_logits=torch.zeros(1, 2), unused=unused)
+    text = torch.zeros(1, 2) if text is None else text
+    return AuraOutput(MaskOutput(visible, amodal, rates, spatial), text_logits=text, unused=unused)
 
 
 def left_half(height=SIZE, width=SIZE):
@@ -236,3 +237,46 @@ def test_an_object_of_unknown_shape_counts_for_its_visible_mask_alone(resolution
     none = criterion(output, batch([False, False]))
     assert none.amodal_bce.item() == none.amodal_dice.item() == none.occlusion_rate.item() == none.spatial.item() == 0
     assert none.total.isfinite()
+
+
+@pytest.mark.parametrize("resolution", ["image", "decoder"])
+def test_each_image_s_own_losses_are_those_of_the_image_alone(resolution):
+    """Three images: two objects, one of unknown shape; one object of unknown shape; none."""
+    torch.manual_seed(1)
+    criterion = AuraCriterion(LossSettings(mask_resolution=resolution, text=2.0, spatial=0.5))
+    seen, whole = left_half(), torch.ones(1, SIZE, SIZE, dtype=torch.bool)
+    wide, nothing = left_half(SIZE // 2), torch.zeros(0, SIZE, SIZE, dtype=torch.bool)
+    masks = [(torch.cat([seen, seen]), torch.cat([whole, seen])), (wide, wide), (nothing, nothing)]
+    known, rates = [True, False, False], [0.5, 0.0, 0.0]
+    batch = make_batch([FULL, WIDE, FULL], masks, [0, 0, 1], [0, 1, 0], rates, known)
+    # Tokens of the images: 2, 1, 1.
+    batch = dataclasses.replace(batch, target_index=torch.tensor([1, 2, 5, 9]), target_ids=torch.tensor([0, 1, 1, 0]))
+    visible, amodal = torch.randn(3, SIZE, SIZE), torch.randn(3, SIZE, SIZE)
+    spatial, guesses, text = torch.randn(3, 3, SIZE, SIZE), torch.rand(3), torch.randn(4, 2)
+    output = make_output(visible, amodal, guesses, spatial, text=text)
+    losses, own = criterion.with_images(output, batch)
+    assert losses == criterion(output, batch)
+    for image, (objects, tokens) in enumerate((([0, 1], [0, 1]), ([2], [2]), ([], [3]))):
+        single = make_batch(
+            [batch.geometries[image]],
+            [masks[image]],
+            [0] * len(objects),
+            list(range(len(objects))),
+            [rates[n] for n in objects],
+            [known[n] for n in objects],
+        )
+        single = dataclasses.replace(
+            single, target_index=torch.arange(len(tokens)), target_ids=batch.target_ids[tokens]
+        )
+        chosen = (visible[objects], amodal[objects], guesses[objects], spatial[objects])
+        alone = make_output(*chosen, text=text[tokens])
+        expected = criterion(alone, single).as_floats()
+        found = {name: value[image].item() for name, value in own.items()}
+        there = {"text", "total"} | ({"visible_bce", "visible_dice"} if objects else set())
+        there |= {"amodal_bce", "amodal_dice", "occlusion_rate", "spatial"} if image == 0 else set()
+        assert {
+            name for name, value in found.items() if not math.isnan(value)
+        } == there and found.keys() == expected.keys()
+        for name in there:
+            assert found[name] == pytest.approx(expected[name], rel=1e-5), (image, name)
+    assert not any(value.requires_grad for value in own.values())

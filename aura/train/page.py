@@ -142,6 +142,9 @@ def _training_charts(train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[s
         charts.curves({"total": over_steps(train, "total")}, title="Loss (Eq. 4)", x=step, y="loss"),
         charts.curves({name: over_steps(train, name) for name in TERMS}, title="Loss terms", x=step, y="loss"),
     ]
+    for source in dict.fromkeys(name for record in train for name in record.get("sources", {})):
+        terms = {name: over_steps(train, "sources", source, name) for name in ("total", *TERMS)}
+        shown.append(charts.curves(terms, title=f"Losses of {source}", x=step, y="loss"))
     for key, name in (("giou_object", "gIoU (over objects)"), ("ciou", "cIoU")):
         series = {region.replace("_", " "): over_steps(val, region, key) for region in regions}
         shown.append(charts.curves(series, title=f"{name} in validation", x=step, y=name))

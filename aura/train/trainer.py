@@ -34,6 +34,7 @@ from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
 from aura.train.page import pictures_of, try_to_write_page
 from aura.train.randomness import rng_state, seed_everything, set_rng_state
+from aura.train.source_losses import SourceLosses
 from aura.train.summary import opening, write_run_report
 from aura.train.validation import look_up, shown, validate, validation_samples
 from aura.types import Batch, Losses, Sample
@@ -77,6 +78,7 @@ class Trainer:
         self.terms: list[tuple[tuple[int, ...], torch.Tensor]] = []
         """Images and losses (in the order of :data:`LOSS_NAMES`) of the optimizer step's micro-batches so far."""
         self.skipped = False
+        self.sources = SourceLosses(samples.names if isinstance(samples, Mixture) else (), LOSS_NAMES)
 
     def run(self) -> int:
         """Train to the end, or until a signal comes.
@@ -168,10 +170,14 @@ class Trainer:
             writers = [dataclasses.replace(self.process, rank=rank) for rank in range(processes)]
             windows = [ckpt.read_own_state(found, writer)["window"] for writer in writers]
             self.window = Window.shared(windows, self.process.world_size)
+            parts = [ckpt.read_own_state(found, writer).get("sources") or [] for writer in writers]
+            names = self.sources.sources
+            self.sources = SourceLosses.shared(names, LOSS_NAMES, parts, self.process.world_size)
         else:
             own = ckpt.read_own_state(found, self.process)
             set_rng_state(own["rng"])
             self.window = Window(own["window"])
+            self.sources = SourceLosses(self.sources.sources, LOSS_NAMES, own.get("sources"))
         of = f" (processes: {processes}, now {self.process.world_size})" if resharded else ""
         self._say(f"continuing {found}{of} in {self.folder}")
         # Elsewhere the best checkpoint would stay behind, and could not be exported at the end.
@@ -195,7 +201,7 @@ class Trainer:
                 if self._end_step():
                     bar.update()
                     if self._is_due(step, s.log_every) or step == 1:
-                        bar.set_postfix(loss=f"{self._log(step, lr):.3f}")
+                        bar.set_postfix({name: f"{loss:.3f}" for name, loss in self._log(step, lr).items()})
                     improved = self._is_due(step, s.validate_every) and self._validate(step)
                     due = self._is_due(step, s.checkpoint_every) or step == s.steps
                 signal = ds.largest_over_processes(interrupt.signal, process)
@@ -212,7 +218,11 @@ class Trainer:
     def _micro_step(self, batch: Batch) -> None:
         self.model.mllm.check_placeholders(batch.input_ids, self.model.config.num_image_tokens)
         batch = batch.to(self.process.device)
-        losses = self.criterion(self.engine(batch), batch)
+        if self.sources.sources:
+            losses, own = self.criterion.with_images(self.engine(batch), batch)
+            self.sources.note(batch.image_ids, own)
+        else:
+            losses = self.criterion(self.engine(batch), batch)
         self.engine.backward(losses.total)
         # Read once per optimizer step, all together: each look makes the GPU wait.
         values = torch.stack([getattr(losses, name).detach().float() for name in LOSS_NAMES])
@@ -228,6 +238,7 @@ class Trainer:
         """Take in the losses of an optimizer step; false if it was skipped."""
         losses = self._read_losses(self.engine.steps)
         self.terms.clear()
+        self.sources.end_step(keep=not self.skipped)
         if self.skipped:
             assert self.engine.scaler is not None
             scale, count = self.engine.scaler.scale, self.engine.skipped_steps
@@ -255,7 +266,8 @@ class Trainer:
                 )
         return losses
 
-    def _log(self, step: int, lr: float) -> float:
+    def _log(self, step: int, lr: float) -> dict[str, float]:
+        """Write a log line; the losses for the progress bar, of all and of each source."""
         # A window in which no loss was finite (fp16) has no means; all processes give the same names.
         means = {name: self.window.means().get(name, math.nan) for name in LOSS_NAMES}
         means = dict(zip(means, ds.mean_over_processes(list(means.values()), self.process), strict=True))
@@ -266,12 +278,13 @@ class Trainer:
             facts |= {"loss_scale": self.engine.scaler.scale, "skipped_steps": self.engine.skipped_steps}
         if isinstance(self.samples, Mixture):
             facts["drawn"] = self.samples.visits(self.engine.attempts * self.effective_batch)
+            facts["sources"] = self.sources.take(self.process)
         self.log.write("train", step, {**means, **facts, "samples_per_second": speed})
         check_at = max(3 * self.settings.warmup_steps, self.settings.steps // 4)
         if step - self.settings.log_every < check_at <= step:
             warning = stuck_warning([record["total"] for record in self.log.records("train")])
             self._say(f"WARNING: {warning}" if warning else f"the loss has moved by step {step}")
-        return means["total"]
+        return {"loss": means["total"]} | {name: own["total"] for name, own in facts.get("sources", {}).items()}
 
     def _validate(self, step: int) -> bool:
         """Score the model; true if it is the best so far."""
@@ -291,7 +304,8 @@ class Trainer:
     def _save(self) -> None:
         state = {"identity": self.identity, "best": self.best, "seconds": self.log.seconds}
         state[ckpt.HUB_COMMITS] = self.model.config.hub_commits or {}
-        self.checkpoints.save(self.engine, state, {"rng": rng_state(), "window": self.window.state()})
+        windows = {"window": self.window.state(), "sources": self.sources.state()}
+        self.checkpoints.save(self.engine, state, {"rng": rng_state(), **windows})
 
     def _finish(self) -> None:
         """Export the best checkpoint (the last one without validation) and write the report."""

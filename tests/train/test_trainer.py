@@ -127,6 +127,16 @@ def test_interrupted_and_continued_equals_uninterrupted(config, samples, val_sam
         logged = losses_of(tmp_path / "whole")
         drawn = [record["drawn"] for record in logged if record["kind"] == "train"]
         assert drawn[-1] == {"squares": 8, "more": 4} and all(abs(d["squares"] - 2 * d["more"]) < 3 for d in drawn)
+        before = dict.fromkeys(drawn[0], 0)
+        for record in (record for record in logged if record["kind"] == "train"):
+            # A micro-batch is an image here, so the mean over all is that of the sources by their visits.
+            visits = {name: record["drawn"][name] - before[name] for name in before}
+            before = record["drawn"]
+            assert record["sources"].keys() == {name for name, count in visits.items() if count}
+            for term in ("total", "text"):  # an image without any [SEG] has no other
+                mean = sum(visits[name] * own[term] for name, own in record["sources"].items()) / sum(visits.values())
+                assert mean == pytest.approx(record[term], rel=1e-5)
+        assert "Losses of squares" in (tmp_path / "whole" / "report.html").read_text()
         told = next(record["sources"] for record in logged if record["kind"] == "val")
         assert [told[name]["num_objects"] for name in ("squares", "more")] == [6, 3]
         validation = (tmp_path / "whole" / "validation" / "step_000003" / "report.md").read_text()
