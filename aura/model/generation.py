@@ -14,6 +14,8 @@ import torch
 from transformers import Cache
 
 from aura.model.configuration import AuraConfig
+from aura.model.key_cache import Prefix, keeps_all
+from aura.model.lean_decoding import LeanSteps, can_decode_leanly
 from aura.model.mllm import Mllm
 from aura.model.static_decoding import BLOCK, KeptDecoders, can_decode_statically, pays_off
 
@@ -84,7 +86,8 @@ class AnswerWriter:
     """The part of :class:`~aura.model.AuraModel` that writes answers.
 
     ``decoding`` says how tokens follow each other: by ``plain`` steps, by ``static`` ones
-    (:mod:`aura.model.static_decoding`), or, with ``auto``, by static ones where they are faster. Both write the same.
+    (:mod:`aura.model.static_decoding`), or, with ``auto``, by static ones (on a GPU) or lean ones (on a CPU,
+    :mod:`aura.model.lean_decoding`) where they are faster. All write the same.
     """
 
     config: Any  # an AuraConfig
@@ -121,15 +124,44 @@ class AnswerWriter:
             held = cache.get_seq_length()
             readable = torch.ones(1, held, dtype=torch.bool, device=state.device)
             self._write_in_blocks([answer], state[None], cache, readable, readable.sum(1), on_token)
+        lean = LeanSteps(mllm, cache) if self.decoding == "auto" and can_decode_leanly(mllm, cache) else None
         while not answer.ended:
             token = int(self._likeliest(state))
             must_read = answer.emit(token, state)
             if on_token is not None:
                 on_token(token)
             if must_read:
-                state = mllm(input_ids.new_tensor([[token]]), past_key_values=cache)[0, -1]
+                if lean is not None:
+                    state = lean(token)
+                else:
+                    state = mllm(input_ids.new_tensor([[token]]), past_key_values=cache)[0, -1]
                 answer.read(state)
         return answer.finish(cache, state.new_zeros(0, state.shape[-1]))
+
+    @torch.no_grad()
+    def read_prefix(
+        self, token_ids: Sequence[int], *, clip_features: torch.Tensor | None = None, after: Prefix | None = None
+    ) -> Prefix | None:
+        """Read the first tokens of prompts, once for all of them: ``prefix.new_cache`` is the cache to answer in.
+
+        Args:
+            token_ids: All of them, also those of ``after``.
+            clip_features: [1, T, C] where the tokens that ``after`` does not hold have the image.
+            after: A shorter prefix, from which to go on.
+
+        Returns:
+            ``None`` where layers forget tokens, so that no prefix can be kept.
+        """
+        ids, held = list(token_ids), 0
+        cache = self.mllm.new_cache()
+        if not keeps_all(cache):
+            return None
+        if after is not None:
+            assert after.begins(ids)
+            cache, held = after.new_cache(self.mllm.config.text_config), len(after)
+        rest = torch.tensor([ids[held:]], device=self.mllm.language_model.embed_tokens.weight.device)
+        self.mllm(rest, clip_features=clip_features, past_key_values=cache)
+        return Prefix(ids, cache)
 
     @torch.no_grad()
     def generate_answers(

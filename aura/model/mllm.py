@@ -12,8 +12,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
+from transformers import Cache, LlavaForConditionalGeneration
 
+from aura.model.key_cache import growing_cache
 from aura.model.quantize import Quantization, quantize_linears
 
 
@@ -182,7 +183,7 @@ class Mllm(nn.Module):
         return self.half_dtype or next(self.language_model.embed_tokens.parameters()).dtype
 
     def new_cache(self) -> Cache:
-        return DynamicCache(config=self.config.text_config)
+        return growing_cache(self.config.text_config)
 
     def add_lora(self, lora: dict[str, Any]) -> None:
         """Put adapters into the language model; they start as a zero update.

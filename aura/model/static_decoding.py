@@ -17,6 +17,7 @@ import torch
 from transformers import Cache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
+from aura.model.key_cache import keeps_all
 from aura.model.mllm import Mllm
 
 BLOCK = 8
@@ -159,7 +160,7 @@ def can_decode_statically(mllm: Mllm, cache: Cache) -> bool:
     parameters = list(mllm.language_model.parameters())
     return (
         not mllm.training
-        and all(type(layer) is DynamicLayer for layer in cache.layers)
+        and keeps_all(cache)
         and len({p.device for p in [*parameters, *mllm.lm_head.parameters()]}) == 1
         and not any(p.is_meta or hasattr(p, "ds_id") for p in parameters)  # on the disk, or in parts on several ranks
     )

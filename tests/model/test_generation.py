@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import DynamicCache, MistralConfig
 
 from aura.model import AuraModel
 from aura.model.generation import _select_rows
@@ -168,3 +169,23 @@ def test_layers_on_the_disk_answer_alike(talkative, features, tmp_path):
     ):
         assert one.token_ids == other.token_ids
         assert torch.allclose(one.seg_hidden, other.seg_hidden, atol=1e-5)
+
+
+def test_prompts_that_go_on_from_a_prefix_are_answered_alike(talkative, features, monkeypatch):
+    """The system prompt's keys serve every image, an image's keys every question."""
+    system = talkative.read_prefix(PREFIX[:3])
+    image = talkative.read_prefix(PREFIX[:7], clip_features=features, after=system)
+    assert (len(system), len(image)) == (3, 7)
+    for prompt in prompts(4):
+        assert image.begins(prompt)
+        whole = talkative.generate_answer(torch.tensor([prompt]), clip_features=features, max_new_tokens=16)
+        cache = image.new_cache(talkative.mllm.config.text_config)
+        reused = talkative.generate_answer(torch.tensor([prompt[7:]]), past_key_values=cache, max_new_tokens=16)
+        assert reused.token_ids == whole.token_ids and reused.pending_ids == whole.pending_ids
+        assert torch.allclose(reused.seg_hidden, whole.seg_hidden, atol=1e-5)
+
+
+def test_layers_that_forget_have_no_prefix(talkative, monkeypatch):
+    window = MistralConfig(num_hidden_layers=2, sliding_window=4)
+    monkeypatch.setattr(talkative.mllm, "new_cache", lambda: DynamicCache(config=window))
+    assert talkative.read_prefix(PREFIX[:3]) is None
