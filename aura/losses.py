@@ -236,6 +236,9 @@ class AuraCriterion:
         if spatial_logits is not None:  # the map is made from both masks, so both are here
             grid = (spatial_logits.shape[-2], spatial_logits.shape[-1])
             hidden, valid = to_decoder_grid(masks["amodal"] & ~masks["visible"], geometry, grid)
-            classes = soft_spatial_map(shares["visible"], hidden)  # [n, 3, h, w]
+            seen = shares["visible"]
+            if seen.shape != hidden.shape:  # a map finer than the masks
+                seen, _ = to_decoder_grid(masks["visible"], geometry, grid)
+            classes = soft_spatial_map(seen, hidden)  # [n, 3, h, w]
             losses["spatial"] = spatial_loss(spatial_logits, classes, valid)
         return losses

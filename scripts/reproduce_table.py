@@ -5,6 +5,8 @@
     python scripts/reproduce_table.py --table 4 --launcher "deepspeed --hostfile hosts.txt" --dry-run
     python scripts/reproduce_table.py --table reason_seg --report val=runs/aura_7b/reason_seg_val
 
+--table condition_forms and --table spatial_forms are Table 2 with other forms of E_OC and of E_SO, where the paper is
+silent.
 --table reason_seg and --table refcoco are LISA's tables 1 and 2: they train nothing and put the reports of eval.py, one
 for each split, under LISA's rows.
 
@@ -32,11 +34,13 @@ from aura.evaluation.scoring import load_predictions, score
 from aura.evaluation.tables import Figures
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.reproduction import lisa, results
+from aura.reproduction.forms import FORM_TABLES
 from aura.reproduction.lisa import LISA_TABLES
 from aura.reproduction.paper import TABLES
 from aura.reproduction.runs import CONFIGS, Run, Setting, plan
 from aura.reproduction.sweep import Stopped, dry_run, sweep
 
+TRAINED = {**dict(sorted(TABLES.items())), **FORM_TABLES}
 NO_MINI = "the mini benchmark has one language model and one SAM; tables 4 and 5 compare several, so leave out --mini"
 
 
@@ -44,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="reproduce_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", type=_table, required=True, choices=[*sorted(TABLES), *LISA_TABLES])
+    parser.add_argument("--table", type=_table, required=True, choices=[*TRAINED, *LISA_TABLES])
     parser.add_argument("--mini", action="store_true", help="on the mini benchmark, at small size")
     parser.add_argument("--seeds", type=_seeds, help="such as 0,1,2 (default: 0; with --mini 0,1,2)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="run folders (runs/tables or runs/tables_mini)")
@@ -171,7 +175,7 @@ def show_lisa(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace, runs: list[Run], figures: dict[str, Figures], failures: list[str]) -> None:
-    table, note = TABLES[options.table], ", mini benchmark" if options.mini else ""
+    table, note = TRAINED[options.table], ", mini benchmark" if options.mini else ""
     found = results.collect(table, runs, figures)
     results.show(results.all_tables(table, found, note, options.giou))
     remarks = results.remarks(found)
@@ -183,7 +187,8 @@ def report(options: argparse.Namespace, runs: list[Run], figures: dict[str, Figu
     missing = [run.name for run in runs if not run.is_evaluated]
     remarks += [f"not finished: {'; '.join(missing)}"] if missing else []
     remarks += [f"failed: {failure}" for failure in failures]
-    stem = (options.out or runs[0].setting.runs) / f"table{options.table}{'_mini' if options.mini else ''}"
+    name = f"table{options.table}" if options.table in TABLES else options.table
+    stem = (options.out or runs[0].setting.runs) / f"{name}{'_mini' if options.mini else ''}"
     files = results.write(stem, table, found, note=note, remarks=remarks, giou=options.giou)
     for line in remarks:
         print(line)
@@ -199,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         setting = setting_of(options)
         seeds = options.seeds or ([0, 1, 2] if options.mini else [0])
-        runs = plan(TABLES[options.table].variants, seeds, setting)
+        runs = plan(TRAINED[options.table].variants, seeds, setting)
         if options.dry_run:
             dry_run(runs)
             return 0

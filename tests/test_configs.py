@@ -2,11 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from aura.config import Config, DataSettings, ModelSettings, SplitSettings, load_config, parse_config
+from aura.config import (
+    ConditionForm,
+    Config,
+    DataSettings,
+    ModelSettings,
+    SpatialForm,
+    SplitSettings,
+    load_config,
+    parse_config,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -14,6 +24,7 @@ MLLMS, SAMS, MEMORY = ([None, *sorted(CONFIGS.glob(f"{folder}/*.yaml"))] for fol
 # configs/datagen/ holds settings of another program, which its own tests parse.
 TRAINING = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "datagen")
 VARIANTS = [None, *sorted(CONFIGS.glob("ablation/*.yaml")), *sorted(CONFIGS.glob("baselines/*.yaml"))]
+FORMS = sorted(CONFIGS.glob("forms/*.yaml"))
 
 
 def over(base: str, *paths: Path | None) -> Config:
@@ -62,6 +73,19 @@ def test_the_variants_are_what_they_are_called():
         lisa = over("aura_7b.yaml", CONFIGS / "baselines" / f"lisa_{kind}.yaml")
         assert lisa.data.objects_per_answer == "first"
     assert over("aura_7b.yaml", CONFIGS / "ablation" / "baseline.yaml").data.objects_per_answer == "all"
+
+
+def test_there_is_a_layer_for_every_form_but_the_present_one():
+    names = {"condition": ConditionForm, "spatial": SpatialForm}
+    wanted = {f"{name}_{form}" for name, forms in names.items() for form in get_args(forms)}
+    present = over("aura_7b.yaml").model
+    assert {path.stem for path in FORMS} == wanted - {
+        f"condition_{present.condition_form}",
+        f"spatial_{present.spatial_form}",
+    }
+    for path in FORMS:
+        name, form = path.stem.split("_")
+        assert changes(over("aura_7b.yaml", path)) == {f"model.{name}_form": form}
 
 
 def test_the_paper_s_recipe():

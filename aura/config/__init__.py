@@ -9,6 +9,7 @@ from aura.config.parse import load_config, parse_config, to_yaml
 from aura.config.settings import (
     REDUCE_BUCKET,
     SAME_NUMBERS,
+    ConditionForm,
     Config,
     GiouOver,
     LoraSettings,
@@ -16,12 +17,14 @@ from aura.config.settings import (
     ModelSettings,
     Precision,
     Protocol,
+    SpatialForm,
     TrainSettings,
 )
 
 __all__ = [
     "REDUCE_BUCKET",
     "SAME_NUMBERS",
+    "ConditionForm",
     "Config",
     "DataSettings",
     "GiouOver",
@@ -32,6 +35,7 @@ __all__ = [
     "Precision",
     "Protocol",
     "SourceSettings",
+    "SpatialForm",
     "SplitSettings",
     "TrainSettings",
     "load_config",

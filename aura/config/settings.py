@@ -14,6 +14,8 @@ from aura.config.require import require
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Protocol = Literal["teacher_forced", "generated_order", "generated_matched"]
+ConditionForm = Literal["residual", "scaled", "film", "token"]
+SpatialForm = Literal["decoder", "image", "features", "detached"]
 GiouOver = Literal["image", "answer", "object"]
 """What gIoU is the mean over; in an answer and an image, the objects are averaged first."""
 
@@ -74,6 +76,10 @@ class ModelSettings:
         seg_state: Hidden state that stands for ``[SEG]``: ``before`` it (it predicts it, as in LISA) or ``at`` it.
         occlusion_condition: Use the occlusion condition encoder E_OC (and its occlusion rate).
         spatial_occlusion: Use the spatial occlusion encoder E_SO.
+        condition_form: How E_OC makes e_oa of e_r: a ``residual`` MLP, one ``scaled`` channel by channel, ``film``
+            (factors and shifts), or a second prompt (``token``) beside e_r. The paper is silent.
+        spatial_form: What E_SO reads: the masks on the ``decoder``'s grid, or at the size of SAM's input (``image``),
+            the image's ``features`` too, or the masks without a gradient to them (``detached``). The paper is silent.
         train_embeddings: Train the token embeddings and the language model's head, as LISA does.
         train_projector: Train LLaVA's projector; needed where it is new (a language model paired with a CLIP tower).
         image_token_merge: Join so many by so many neighbouring CLIP features into one image token: 2 leaves a quarter
@@ -99,6 +105,8 @@ class ModelSettings:
     seg_state: Literal["before", "at"] = "before"
     occlusion_condition: bool = True
     spatial_occlusion: bool = True
+    condition_form: ConditionForm = "residual"
+    spatial_form: SpatialForm = "decoder"
     train_embeddings: bool = True
     train_projector: bool = False
     image_token_merge: int = 1

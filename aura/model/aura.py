@@ -23,7 +23,7 @@ from aura.model import segmentation
 from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerWriter
 from aura.model.mllm import Mllm, Places, packed_attention_mask, widen_projector
-from aura.model.occlusion import OcclusionConditionEncoder, SpatialOcclusionEncoder
+from aura.model.occlusion import IMAGE_SIDES, OcclusionConditionEncoder, SpatialOcclusionEncoder, ZeroScale
 from aura.model.segmentation import PromptEncoder
 from aura.model.tiled_attention import attend_in_tiles
 from aura.model.tiny_vit import build_sam
@@ -104,8 +104,12 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         self.visible_decoder = sam.mask_decoder if config.masks != "amodal" else None
         self.amodal_decoder = copy.deepcopy(sam.mask_decoder) if config.masks != "visible" else None
         channels = config.prompt_hidden_size
-        self.occlusion_condition = OcclusionConditionEncoder(channels) if config.occlusion_condition else None
-        self.spatial_occlusion = SpatialOcclusionEncoder() if config.spatial_occlusion else None
+        self.occlusion_condition = None
+        if config.occlusion_condition:
+            self.occlusion_condition = OcclusionConditionEncoder(channels, config.condition_form)
+        self.spatial_occlusion = None
+        if config.spatial_occlusion:
+            self.spatial_occlusion = SpatialOcclusionEncoder(form=config.spatial_form, image_channels=channels)
         part: Any
         for part in self.modules():
             # Every part comes initialised, by its own class or from a file. The library must not do it again.
@@ -116,7 +120,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # The library calls this for what a checkpoint lacks. Its small normal values would replace a layer's own start.
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | ZeroScale):
             module.reset_parameters()
         else:
             super()._init_weights(module)
@@ -201,14 +205,14 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         if self.visible_decoder is not None:
             logits, quality = segmentation.decode(self.visible_decoder, refined, *where)  # [n, h, w], [n]
             drawn |= {"visible": logits, "visible_quality": quality}
-        aware = refined  # e_oa [n, C]
+        aware = refined  # e_oa [n, C], or both prompts [n, 2, C]
         if self.occlusion_condition is not None:
             aware, drawn["rate"] = self.occlusion_condition(refined)
         if self.amodal_decoder is not None:
             logits, quality = segmentation.decode(self.amodal_decoder, aware, *where)
             drawn |= {"amodal": logits, "amodal_quality": quality}
         if self.spatial_occlusion is not None:
-            drawn["spatial"] = self.spatial_occlusion(drawn["visible"], drawn["amodal"])  # [n, 3, h, w]
+            drawn["spatial"] = self.spatial_occlusion(drawn["visible"], drawn["amodal"], images, seg_image)
         return drawn
 
     def _objects_at_once(self, grid: Sequence[int]) -> int:
@@ -218,7 +222,8 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         """
         if any(hasattr(p, "ds_id") for p in self.prompt_encoder.projection.parameters()):
             return sys.maxsize
-        return max(1, OBJECTS_AT_ONCE * 64 * 64 // (grid[0] * grid[1]))
+        finer = IMAGE_SIDES if self.config.spatial_occlusion and self.config.spatial_form == "image" else 1
+        return max(1, OBJECTS_AT_ONCE * 64 * 64 // (grid[0] * grid[1] * finer))
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import LlavaConfig, PretrainedConfig, SamConfig
+
+from aura.config import ConditionForm, SpatialForm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By the names that settings and options call them."""
@@ -22,6 +24,8 @@ class AuraConfig(PretrainedConfig):
         seg_state: Hidden state that stands for a ``[SEG]``: the one ``before`` it, which predicts it, or ``at`` it.
         occlusion_condition: Has the occlusion condition encoder E_OC.
         spatial_occlusion: Has the spatial occlusion encoder E_SO.
+        condition_form: Form of E_OC, see :class:`aura.model.occlusion.OcclusionConditionEncoder`.
+        spatial_form: Form of E_SO, see :class:`aura.model.occlusion.SpatialOcclusionEncoder`.
         masks: Decoders it has: ``both``, or ``visible`` or ``amodal`` alone, then without what needs the other one.
         lora: ``{"r", "alpha", "dropout", "targets"}`` of the adapters in the language model, ``None`` without.
         train_embeddings: Token embeddings and language model head are trainable.
@@ -42,6 +46,8 @@ class AuraConfig(PretrainedConfig):
     seg_state: str = "before"
     occlusion_condition: bool = True
     spatial_occlusion: bool = True
+    condition_form: ConditionForm = "residual"
+    spatial_form: SpatialForm = "decoder"
     masks: str = "both"
     lora: dict[str, Any] | None = None
     train_embeddings: bool = True
@@ -63,6 +69,9 @@ class AuraConfig(PretrainedConfig):
             raise ValueError(f"seg_state must be 'before' or 'at', got {self.seg_state!r}")
         if self.masks not in ("both", "visible", "amodal"):
             raise ValueError(f"masks must be 'both', 'visible' or 'amodal', got {self.masks!r}")
+        for key, forms in (("condition_form", ConditionForm), ("spatial_form", SpatialForm)):
+            if getattr(self, key) not in get_args(forms):
+                raise ValueError(f"{key} must be one of {', '.join(get_args(forms))}, got {getattr(self, key)!r}")
         if self.spatial_occlusion and self.masks != "both":
             raise ValueError(f"spatial_occlusion needs both masks, and masks is {self.masks!r}")
         if self.occlusion_condition and self.masks == "visible":

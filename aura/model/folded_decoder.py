@@ -33,13 +33,13 @@ def can_fold(decoder: Any, num_pixels: int) -> bool:
 def decode_folded(
     decoder: Any, prompts: torch.Tensor, images: torch.Tensor, image_of: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arguments and results of :func:`aura.model.segmentation.decode`."""
+    """Arguments and results of :func:`aura.model.segmentation.decode`; prompts are [N, T, C]."""
     count, side = len(prompts), images.shape[-1]
     transformer = decoder.transformer
     embeddings = images.flatten(2).transpose(1, 2)  # [B, P, C]
     places = positions.flatten(2).transpose(1, 2)  # [1, P, C]
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(count, -1, -1)
-    tokens = torch.cat([own, prompts[:, None]], dim=1)  # [N, t, C]
+    tokens = torch.cat([own, prompts], dim=1)  # [N, t, C]
 
     queries, pixels = tokens, None
     for layer in transformer.layers:

@@ -92,11 +92,11 @@ def decode(
     image_of: torch.Tensor,
     positions: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One mask per prompt, all N in one call, whichever image each is about.
+    """One mask per prompt (or group of prompts), all N in one call, whichever image each is about.
 
     Args:
         decoder: SAM's mask decoder.
-        prompts: e_r or e_oa, [N, C].
+        prompts: e_r or e_oa, [N, C], or several for each mask, [N, T, C].
         images: [B, C, g, g], with the dense prompt added.
         image_of: int64 [N], the image of each prompt.
         positions: Of the embedding grid, [1, C, g, g].
@@ -104,6 +104,7 @@ def decode(
     Returns:
         Logits [N, h, w] (SAM's mask token 0) and SAM's own quality estimate [N], which AURA does not use.
     """
+    prompts = prompts[:, None] if prompts.dim() == 2 else prompts  # [N, T, C]
     if can_fold(decoder, images.shape[-2] * images.shape[-1]):
         return decode_folded(decoder, prompts, images, image_of, positions)
     # The decoder repeats an image for each of its prompts anyway, so one gathered image per prompt costs nothing.
@@ -111,7 +112,7 @@ def decode(
     masks, quality = decoder(
         image_embeddings=gathered,
         image_positional_embeddings=positions,
-        sparse_prompt_embeddings=prompts[:, None, None, :],
+        sparse_prompt_embeddings=prompts[:, None],
         dense_prompt_embeddings=gathered.new_zeros(()),
         multimask_output=False,
     )

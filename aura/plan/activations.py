@@ -18,6 +18,7 @@ from typing import Any, Literal
 from aura.losses import PIXELS_AT_ONCE
 from aura.model.aura import OBJECTS_AT_ONCE
 from aura.model.configuration import AuraConfig
+from aura.model.occlusion import IMAGE_SIDES
 from aura.model.tiled_attention import TILE_BYTES
 from aura.model.tiny_vit import EXPANSION, has_tiny_vit
 
@@ -167,12 +168,18 @@ def _head_copy(config: AuraConfig, w: int) -> int:
 
 def _drawn(config: AuraConfig, heads: int) -> int:
     """Bytes of what is drawn of one object: masks, and the three classes of the map."""
-    return FLOAT * 16 * _grid(config) * (heads + 3 * config.spatial_occlusion)
+    return FLOAT * (16 * _grid(config) * heads + 3 * map_cells(config) * config.spatial_occlusion)
 
 
 def _grid(config: AuraConfig) -> int:
     """P."""
     return config.sam_config.prompt_encoder_config.image_embedding_size**2
+
+
+def map_cells(config: AuraConfig) -> int:
+    """Cells of E_SO's map: those of the mask decoder's output, or of SAM's input."""
+    finer = IMAGE_SIDES**2 if config.spatial_form == "image" else 1
+    return 16 * _grid(config) * finer
 
 
 def _mask_decoder(config: AuraConfig) -> int:
@@ -187,7 +194,7 @@ def _mask_decoder(config: AuraConfig) -> int:
     channels, layers = sam.hidden_size, sam.num_hidden_layers
     share = 1 / sam.attention_downsample_rate
     maps = layers * (4 + 4 * share) + 2 + 2 * share + 7
-    tokens = 1 + (sam.num_multimask_outputs + 1) + 1  # quality, masks, the prompt
+    tokens = 1 + (sam.num_multimask_outputs + 1) + 1  # quality, masks, the prompt (of E_OC's form "token": two)
     small = tokens * (layers * (15 * channels + sam.mlp_dim) + 4 * channels) + 16 * channels
     return int(FLOAT * (maps * _grid(config) * channels + small))
 
@@ -200,7 +207,7 @@ def _occlusion(config: AuraConfig) -> int:
         total += 4 * channels
     if config.spatial_occlusion:
         # Four maps of 16 channels, two probabilities, two arguments of logarithms.
-        total += (4 * 16 + 2 + 2) * 16 * _grid(config)
+        total += (4 * 16 + 2 + 2) * map_cells(config)
     return FLOAT * total
 
 
@@ -211,7 +218,7 @@ def _mask_losses(config: AuraConfig, work: Workload, heads: int, resolution: Lit
         # Each mask: logits, target twice, probability. The map: log-probabilities, and classes in 64 bits.
         return work.height * work.width * (heads * 4 * FLOAT + three * (3 * FLOAT + 8))
     num_masks = config.sam_config.mask_decoder_config.num_multimask_outputs + 1
-    return 16 * _grid(config) * (heads * (num_masks + 3) * FLOAT + three * 6 * FLOAT)
+    return 16 * _grid(config) * heads * (num_masks + 3) * FLOAT + map_cells(config) * three * 6 * FLOAT
 
 
 def _sam_encoder(config: AuraConfig, w: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from aura.model.configuration import AuraConfig, num_class_tokens
 from aura.model.tiny_vit import EXPANSION, has_tiny_vit
-from aura.plan.activations import Workload, _grid
+from aura.plan.activations import Workload, _grid, map_cells
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,6 @@ def _decoders(config: AuraConfig) -> int:
     one = image + text + upscaling + product
     total = one * ((config.masks != "visible") + (config.masks != "amodal"))
     if config.spatial_occlusion:
-        total += 2 * 16 * positions * (9 * 2 * 16 + 9 * 16 * 16 + 16 * 3)
+        total += 2 * map_cells(config) * (9 * 2 * 16 + 9 * 16 * 16 + 16 * 3)
     hidden = config.llava_config.text_config.hidden_size
     return total + 2 * (hidden**2 + hidden * channels)

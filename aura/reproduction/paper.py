@@ -7,6 +7,7 @@ number is a percentage on the test split of AmodalReasonSeg.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 from typing import NamedTuple
 
 CITATION = (
@@ -21,6 +22,9 @@ class Scores(NamedTuple):
     amodal_ciou: float
     visible_giou: float
     visible_ciou: float
+
+
+NOT_IN_PAPER = Scores(nan, nan, nan, nan)
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table; ``reference`` is the row that the others are compared with."""
+    """A table; ``reference`` is the row that the others are compared with. ``number`` also says what is not the paper's
+    in it."""
 
-    number: int
+    number: int | str
     title: str
     rows: tuple[PaperRow, ...]
     reference: str

@@ -16,7 +16,7 @@ from aura.config import GiouOver
 from aura.evaluation.report import combine
 from aura.evaluation.tables import Figures, Table, as_latex, as_markdown, as_rich, flatten
 from aura.files import write_json, write_text
-from aura.reproduction.paper import CITATION, PaperRow, PaperTable, Scores
+from aura.reproduction.paper import CITATION, NOT_IN_PAPER, PaperRow, PaperTable
 from aura.reproduction.runs import Run
 
 METRICS = {
@@ -74,9 +74,8 @@ def collect(table: PaperTable, runs: Sequence[Run], predictions: Mapping[str, Fi
             found, mine = {None: flatten(predictions[row.name])}, ()
         results.append(Result(row, found, mine))
     known = {row.name for row in table.rows}
-    unknown = Scores(*[float("nan")] * 4)
     results += [
-        Result(PaperRow(name, unknown), {None: flatten(figures)})
+        Result(PaperRow(name, NOT_IN_PAPER), {None: flatten(figures)})
         for name, figures in predictions.items()
         if name not in known
     ]
@@ -129,7 +128,7 @@ def changes(table: PaperTable, results: Sequence[Result], note: str = "", giou: 
             before, after = (row.values(key, giou) for row in (reference, result))
             ours = [after[seed] - before[seed] for seed in after if seed in before]
             paper = getattr(result.row.paper, metric) - getattr(reference.row.paper, metric)
-            cells += [f"{paper:+.2f}", spread(ours, signed=True)]
+            cells += [f"{paper:+.2f}" if paper == paper else DASH, spread(ours, signed=True)]
         rows.append(tuple(cells))
     return Table(
         f"Table {table.number}: change against {table.reference!r}, points, gIoU over {giou}s{note}",

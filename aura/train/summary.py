@@ -108,7 +108,11 @@ def model_card(
         "token embeddings and head": "trained" if settings.train_embeddings else "frozen",
         "masks": settings.masks,
         "occlusion condition encoder, spatial occlusion encoder": ", ".join(
-            "yes" if there else "no" for there in (settings.occlusion_condition, settings.spatial_occlusion)
+            form if there else "no"
+            for there, form in (
+                (settings.occlusion_condition, settings.condition_form),
+                (settings.spatial_occlusion, settings.spatial_form),
+            )
         ),
         "batch": f"{train.micro_batch_size} images x {train.accumulation} accumulation per process"
         + (f", {report['effective_batch']} in all" if report else ""),

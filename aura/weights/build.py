@@ -119,6 +119,8 @@ def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) ->
         seg_state=settings.seg_state,
         occlusion_condition=settings.occlusion_condition,
         spatial_occlusion=settings.spatial_occlusion,
+        condition_form=settings.condition_form,
+        spatial_form=settings.spatial_form,
         masks=settings.masks,
         lora=_lora(settings.lora),
         train_embeddings=settings.train_embeddings,
@@ -269,8 +271,14 @@ def _from_export(
     config = AuraConfig.from_pretrained(folder)
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
     config.train_projector = settings.train_projector
-    config.occlusion_condition = settings.occlusion_condition
-    config.spatial_occlusion = settings.spatial_occlusion
+    for encoder, form in (("occlusion_condition", "condition_form"), ("spatial_occlusion", "spatial_form")):
+        own, wanted = getattr(config, form), getattr(settings, form)
+        if getattr(config, encoder) and getattr(settings, encoder) and own != wanted:
+            raise ValueError(
+                f"model.init_from: {folder} has the {form} {own}, and model.{form} is {wanted}; set it to {own}"
+            )
+        setattr(config, encoder, getattr(settings, encoder))
+        setattr(config, form, wanted)
     config.masks = settings.masks
     model, info = AuraModel.from_pretrained(
         folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True

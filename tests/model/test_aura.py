@@ -1,11 +1,12 @@
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from aura.config import LossSettings
+from aura.config import LossSettings, ModelSettings
 from aura.data.collate import collate
 from aura.losses import AuraCriterion
 from aura.model import AuraConfig, AuraModel, segmentation
@@ -34,6 +35,9 @@ def without_gradient(model):
         {"train_projector": True},
         {"masks": "visible", "occlusion_condition": False, "spatial_occlusion": False},
         {"masks": "amodal", "spatial_occlusion": False},
+        {"condition_form": "scaled", "spatial_form": "image"},
+        {"condition_form": "film", "spatial_form": "features"},
+        {"condition_form": "token", "spatial_form": "detached"},
     ],
 )
 @pytest.mark.parametrize("seg", [0, 2])
@@ -77,12 +81,25 @@ def test_gradient_checkpointing_changes_nothing(tiny_model, make_sample):
         assert torch.allclose(parameter.grad, expected[name], atol=1e-6), name
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_save_and_load_are_bit_exact(make_model, make_sample, tmp_path, lora):
-    model = make_model() if lora else make_model(lora=None)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora": None},
+        {"condition_form": "token", "spatial_form": "features"},
+        {"condition_form": "film", "spatial_form": "image"},
+        {"condition_form": "scaled", "spatial_form": "detached"},
+    ],
+)
+def test_save_and_load_are_bit_exact(make_model, make_sample, tmp_path, changes):
+    model = make_model(**changes)
     model.save_pretrained(tmp_path)
     loaded, info = AuraModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for key in ("condition_form", "spatial_form"):
+        assert stored[key] == getattr(loaded.config, key) == getattr(model.config, key)
+        assert stored[key] == changes.get(key, getattr(ModelSettings(), key))
     expected = model.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
@@ -212,6 +229,8 @@ def test_a_model_of_one_kind_of_mask_is_the_other_without_its_second_decoder(mak
         ({"masks": "amodal"}, "spatial_occlusion needs both masks"),
         ({"masks": "visible", "spatial_occlusion": False}, "occlusion_condition needs the amodal decoder"),
         ({"masks": "none"}, "masks must be"),
+        ({"condition_form": "prompt"}, "condition_form must be one of residual, scaled, film, token, got 'prompt'"),
+        ({"spatial_form": "sam"}, "spatial_form must be one of decoder, image, features, detached"),
     ],
 )
 def test_modules_that_need_the_other_mask_are_refused(changes, message):

@@ -126,8 +126,9 @@ def test_decoding_equals_upstream(upstream, twin, least_pixels, monkeypatch):
         assert (quality[mine] - expected_quality[:, 0]).abs().max() < 1e-4 * max(1, expected_quality.abs().max())
 
 
+@pytest.mark.parametrize("shape", [(5, 32), (5, 2, 32)], ids=["one prompt", "two prompts"])
 @pytest.mark.parametrize("num_images", [1, 3])
-def test_the_folded_decoder_is_the_decoder(twin, num_images, monkeypatch):
+def test_the_folded_decoder_is_the_decoder(twin, num_images, shape, monkeypatch):
     """Masks, quality, and the gradients of prompts and weights; every weight takes part in the backward pass."""
     decoder = twin.mask_decoder
     images, positions = torch.randn(num_images, 32, 8, 8), torch.randn(1, 32, 8, 8)
@@ -136,7 +137,7 @@ def test_the_folded_decoder_is_the_decoder(twin, num_images, monkeypatch):
     for least in (65, 1):
         monkeypatch.setattr(folded_decoder, "LEAST_PIXELS", least)
         assert folded_decoder.can_fold(decoder, 64) == (least == 1)
-        prompts = torch.randn(5, 32, generator=torch.Generator().manual_seed(3), requires_grad=True)
+        prompts = torch.randn(shape, generator=torch.Generator().manual_seed(3), requires_grad=True)
         masks, quality = segmentation.decode(decoder, prompts, images, image_of, positions)
         decoder.zero_grad()
         ((masks * torch.linspace(-1, 1, 32)).sum() + quality.sum()).backward()

@@ -21,6 +21,7 @@ from aura.evaluation.report import Report
 from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.sources import AnnotatedImage
 from aura.masks import encode_rle
+from aura.reproduction.forms import FORM_TABLES
 from aura.reproduction.paper import TABLES
 from aura.types import AmodalObject, Conversation, Turn
 
@@ -367,10 +368,35 @@ def test_it_must_start_in_the_clone(tmp_path, monkeypatch, capsys):
     assert "start it in the clone's folder" in capsys.readouterr().err
 
 
+def test_other_forms_of_the_occlusion_modules_stand_under_table_2(runs, capsys):
+    assert main(arguments(runs, "--table", "condition_forms", "--seeds", "0")) == 0
+    shown = capsys.readouterr().out
+    assert "Table 2, forms of E_OC: Occlusion modules" in shown and "nan" not in shown
+    table = (runs / "condition_forms_mini.md").read_text()
+    rows = [line.split("|")[1].strip() for line in table.split("###")[1].splitlines() if line.startswith("| ")][2:]
+    own = [f"E_OC ({form}) {rest}" for form in ("scaled", "film", "token") for rest in ("only", "and E_SO")]
+    assert rows == ["neither", "E_OC only", "E_SO only", "E_OC and E_SO", *own]
+    # The reference has 40, what is no row of the paper has 40 too, and no number beside it.
+    assert "| E_OC (film) and E_SO | – | +0.00 |" in table
+    found = {path.name for path in runs.iterdir() if path.is_dir()}
+    assert found == {"baseline", "only_condition", "only_spatial", "aura"} | {
+        f"{only}condition_{form}" for form in ("scaled", "film", "token") for only in ("only_", "")
+    }
+    assert main(arguments(runs, "--table", "spatial_forms", "--seeds", "0", "--dry-run")) == 0
+    planned = capsys.readouterr().out
+    assert "# baseline, seed 0: finished" in planned  # the shared rows are those of the other table
+    alone = "--config configs/ablation/only_spatial.yaml --config configs/forms/spatial_features.yaml"
+    assert alone in planned and "only_spatial_features/seed_0" in planned
+
+
 def test_the_paper_s_numbers_and_their_layers():
     for number, part in enumerate(PAPER.replace("\n", " ").split("|"), start=1):
         rows = {name: tuple(map(float, scores)) for name, *scores in map(str.split, part.split(";"))}
         assert {row.name.replace(" ", "_"): tuple(row.paper) for row in TABLES[number].rows} == rows
         assert TABLES[number].reference in {row.name for row in TABLES[number].rows}
         for variant in TABLES[number].variants:
+            assert all((ROOT / "configs" / layer).is_file() for layer in variant.layers)
+    for table in FORM_TABLES.values():
+        assert len(table.variants) == 10 and table.rows[:4] == TABLES[2].rows
+        for variant in table.variants:
             assert all((ROOT / "configs" / layer).is_file() for layer in variant.layers)

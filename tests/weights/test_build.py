@@ -107,6 +107,27 @@ def test_an_export_can_change_its_modules(settings, tmp_path):
     assert without.config.lora is None and not without.mllm.lora_parameters()
 
 
+def test_an_export_keeps_the_forms_of_its_modules(settings, tmp_path):
+    film = change(settings, condition_form="film", spatial_occlusion=False)
+    model, processor, _ = build_model(film, DATA)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    start = change(film, mllm=None, sam=None, init_from=str(tmp_path))
+    again, _, _ = build_model(start, DATA)
+    assert again.config.condition_form == "film" and again.occlusion_condition.form == "film"
+    with pytest.raises(ValueError, match=r"has the condition_form film, and model\.condition_form is residual"):
+        build_model(change(start, condition_form="residual"), DATA)
+    # What it has not, it can be given in any form; a new factor starts as 0, whatever lay in memory.
+    fresh, _, _ = build_model(change(start, spatial_occlusion=True, spatial_form="features"), DATA)
+    assert fresh.spatial_occlusion.conv_image is not None and fresh.config.spatial_form == "features"
+    without = change(settings, occlusion_condition=False)
+    model, processor, _ = build_model(without, DATA)
+    model.save_pretrained(tmp_path / "without")
+    processor.save_pretrained(tmp_path / "without")
+    start = change(settings, mllm=None, sam=None, init_from=str(tmp_path / "without"), condition_form="scaled")
+    assert not build_model(start, DATA)[0].occlusion_condition.scale.weight.any()
+
+
 def test_missing_weights_are_refused(settings):
     path = Path(settings.sam) / "model.safetensors"
     weights = load_file(path)
