@@ -10,7 +10,7 @@ AURA = Path(__file__).parents[1] / "aura"
 
 FLOORS = {
     "the method's vocabulary, and what it runs on": (
-        "config types files masks geometry targets losses features environment machine"
+        "config types files masks geometry targets losses features environment machine serving"
     ),
     "pictures, annotation files, tensors": "drawing formats data",
     "the network; questions from annotations": "model datagen",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +17,12 @@ from aura.datagen.checks.rules import CheckSettings
 from aura.datagen.review import pictures, routes
 from aura.datagen.review.access import Access, own_page
 from aura.datagen.review.desk import Desk
-from aura.datagen.review.guard import Guard
 from aura.datagen.review.member import Foreign, Unknown, go, render
 from aura.datagen.settings import ProjectSettings
 from aura.datagen.store.store import Store
+from aura.serving.address import LOOPBACK_NAMES, listen, names_of, url_of, warn_of_others
+from aura.serving.guard import Guard
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 TEXT_FIELDS = ("question", "answer", "note")
 
 
@@ -74,21 +72,16 @@ def serve(
     Raises:
         ValueError: The address cannot be used.
     """
-    host, port = settings.review.host, settings.review.port
-    local = is_loopback(host)
-    listening = _listen(host, port)
-    port = listening.getsockname()[1]
+    host = settings.review.host
+    listening = listen(host, settings.review.port, "choose others with --review.host and --review.port")
     https = certificate is not None
-    app = create_app(store, settings.checks, hosts=(*LOOPBACK_NAMES, host, *names) if local else (), secure=https)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"{store.path}: review at {'https' if https else 'http'}://{shown}:{port}/ (Ctrl-C stops it)", flush=True)
-    if not local:
-        way = "" if https else " without encryption: tokens and texts can be read on the way"
-        print(
-            f"warning: {host} can be reached from other machines{way}. Safer: stay on 127.0.0.1 and let reviewers come "
-            "through ssh or an https proxy, see docs/review.md",
-            file=sys.stderr,
-        )
+    app = create_app(store, settings.checks, hosts=names_of(host, *names), secure=https)
+    print(f"{store.path}: review at {url_of(host, listening, https=https)} (Ctrl-C stops it)", flush=True)
+    warn_of_others(
+        host,
+        "" if https else " without encryption: tokens and texts can be read on the way",
+        "stay on 127.0.0.1 and let reviewers come through ssh or an https proxy, see docs/review.md",
+    )
     if not store.annotators.all():
         print("nobody can log in yet: add people with scripts/review.py add-annotator NAME", file=sys.stderr)
     for obstacle in store.queues.obstacles():
@@ -104,28 +97,6 @@ def serve(
         ssl_keyfile=key,
     )
     uvicorn.Server(config).run(sockets=[listening])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        raise ValueError(
-            f"cannot listen on {host}, port {port} ({error.strerror or error}); choose others with --review.host and "
-            "--review.port"
-        ) from error
-    return listening
 
 
 # --- what went wrong --------------------------------------------------------------------------------------------------

@@ -1,24 +1,19 @@
-"""The review app's server in a process of its own, a headless Chromium, and an annotator in front of it.
+"""The review app's server in a process of its own, and an annotator in front of a headless Chromium.
 
 Import this only where Chromium, its driver and selenium are installed.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException, WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -27,12 +22,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from aura.datagen.store.store import Store
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ROOT = Path(__file__).parents[3]
 NAMES = ("Ada", "Grace", "Edsger")
 SECONDS = 60
-SCREENSHOTS = os.environ.get("AURA_SCREENSHOTS")
-"""A folder that gets the pictures of the documentation: AURA_SCREENSHOTS=docs/images pytest tests/datagen/review"""
 
 
 def run_script(folder: Path, script: str, *arguments: str) -> None:
@@ -80,18 +72,6 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-
-def start_chromium(*, javascript: bool = True) -> WebDriver:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "no-proxy-server"):
-        options.add_argument(f"--{argument}")
-    options.add_argument("--window-size=1400,1000")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    if not javascript:
-        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
 
 class Reviewer:
@@ -177,15 +157,3 @@ class Reviewer:
     def complaints(self) -> list[str]:
         """What the browser's console says: blocked scripts, missing files, errors."""
         return [e["message"] for e in self.driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
-
-
-def screenshot(driver: WebDriver, name: str, folder: Path) -> None:
-    """The page as a small JPEG; into the documentation when asked to."""
-    height = driver.execute_script("return document.documentElement.scrollHeight")
-    clip = {"x": 0, "y": 0, "width": 1400, "height": min(height, 1500), "scale": 1}
-    shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
-    picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-    folder = Path(SCREENSHOTS) if SCREENSHOTS else folder
-    path = folder / f"{name}.jpg"
-    picture.save(path, quality=82, optimize=True)
-    assert 10_000 < path.stat().st_size < 200_000 and len(set(picture.resize((40, 40)).getdata())) > 20

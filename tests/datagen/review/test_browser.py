@@ -17,16 +17,18 @@ from aura.datagen.store.store import Store
 from aura.drawing.typesetting import PALETTE
 from aura.mini.benchmark import write_mini
 from aura.mini.pictures import load_backgrounds, load_cutouts
+from tests import browser
+from tests.browser import screenshot, start_chromium
 
-if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
-    pytest.skip("no Chromium: apt-get install -y chromium chromium-driver", allow_module_level=True)
+if not browser.IS_THERE:
+    pytest.skip(browser.REMEDY, allow_module_level=True)
 pytest.importorskip("selenium.webdriver", reason="no selenium: pip install -r requirements-dev.txt")
 
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from tests.datagen.review.reviewer import NAMES, Reviewer, Server, run_script, screenshot, start_chromium
+from tests.datagen.review.reviewer import NAMES, Reviewer, Server, run_script
 
 
 @pytest.fixture(scope="session")
