@@ -8,77 +8,162 @@ from __future__ import annotations
 from aura import environment
 
 environment.command_line(__name__)
+if __name__ == "__main__":
+    environment.prepare()  # before torch is imported
 
 import argparse
+import html
 import os
+import socket
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from PIL import Image
-
 from aura.chat.assistant import Assistant, ChatSession
-from aura.chat.terminal import draw_reply
-from aura.types import SEG_TOKEN, Reply
+from aura.chat.demo import COLUMNS, Demo, draw, switches_of, write_masks
+from aura.chat.examples import Example, load_examples
+from aura.chat.options import Parser, load
+from aura.data.photos import open_photo
+from aura.serving.address import listen, names_of, url_of, warn_of_others
 
-COLUMNS = ["", "object", "hidden", "visible px", "amodal px"]
-Answer = tuple[str, Image.Image | None, list[list[Any]]]
-"""The text so far; with the last one the overlay, and one row per object."""
+__all__ = ["Assistant", "Demo", "build", "main", "serve"]
 
-
-class Demo:
-    """What the page does, without the page. One answer at a time: the model is shared by all visitors."""
-
-    def __init__(self, assistant: Assistant) -> None:
-        self.assistant = assistant
-        self._turn = threading.Lock()
-
-    def open(self, path: str | Path) -> ChatSession:
-        """A conversation about an image file; ValueError if it cannot be read."""
-        with self._turn:
-            return self.assistant.conversation(path)
-
-    def answer(self, session: ChatSession, question: str) -> Iterator[Answer]:
-        """The answer as it is written, ``[SEG]`` marks as the overlay's numbers; ValueError if it cannot be asked."""
-        pieces: SimpleQueue[str | Reply | BaseException] = SimpleQueue()
-
-        def ask() -> None:
-            with self._turn:
-                try:
-                    pieces.put(session.ask(question, pieces.put))
-                except BaseException as error:
-                    pieces.put(error)
-
-        threading.Thread(target=ask, daemon=True).start()
-        text = ""
-        while isinstance(piece := pieces.get(), str):
-            text += piece
-            yield numbered(text), None, []
-        if isinstance(piece, BaseException):
-            raise piece
-        assert session.image is not None
-        picture = Image.open(BytesIO(draw_reply(session.image, question, piece)))
-        yield numbered(piece.text) + (" …" if piece.truncated else ""), picture, object_rows(piece)
+POLICY = (
+    "default-src 'none'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+    "script-src 'self'; connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'self'; "
+    "frame-ancestors 'none'"
+)
+"""Gradio writes styles into the page; its inline scripts are allowed by their hashes, others are not."""
+FETCHERS = r"(?i)/gradio_api/(proxy=|file[=/](?!/))"
+"""Addresses of Gradio at which the server would fetch what others name."""
+KEPT_SECONDS, KEPT_TALKS = 3600, 32
+"""A conversation holds its image's features and the tokens' keys and values, so that only so many are kept so long."""
 
 
-def numbered(text: str) -> str:
-    """``the bus [SEG]`` -> ``the bus (1)``: the number of the object in the overlay and the table."""
-    first, *rest = text.split(SEG_TOKEN)
-    return first + "".join(f"({number}){part}" for number, part in enumerate(rest, start=1))
+@dataclass
+class Talk:
+    """A visitor's conversation. It stays on the server: what a browser sends back is never read as history."""
+
+    session: ChatSession
+    name: str
+    lines: list[dict[str, str]] = field(default_factory=list)
+    question: str = ""
 
 
-def object_rows(reply: Reply) -> list[list[Any]]:
-    """One row per object, in the order of :data:`COLUMNS`; a dash for what the model does not predict."""
-    rows = []
-    for number, obj in enumerate(reply.objects, start=1):
-        areas = ["–" if mask is None else f"{int(mask.sum()):,}" for mask in (obj.visible, obj.amodal)]
-        rows.append([number, obj.name, "–" if obj.occlusion_rate is None else f"{obj.occlusion_rate:.0%}", *areas])
-    return rows
+def build(demo: Demo, examples: Sequence[Example] = (), image: Path | None = None) -> Any:
+    """The page, a ``gradio.Blocks``; ``image`` is looked at first."""
+    import gradio as gr
+
+    def look(path: str | None) -> tuple[Any, ...]:
+        talk = None
+        try:
+            talk = Talk(demo.open(path), Path(path).name) if path else None
+        except ValueError as error:
+            warn(str(error).replace(str(path), Path(str(path)).name))  # where uploads lie is nobody's business
+        return talk, None, [], None, [], closed()
+
+    def ask(talk: Talk | None, question: str) -> Iterator[tuple[Any, ...]]:
+        lines = talk.lines if talk else []
+        try:
+            if talk is None:
+                raise ValueError("choose an image first; a conversation is forgotten after an hour without a question")
+            for text, picture, rows in demo.answer(talk.session, question):
+                said = [*lines, line("user", question), line("assistant", text)]
+                yield gr.skip(), None, "", said, picture or gr.skip(), rows, closed()
+            talk.lines, talk.question = said, question
+            taken = write_masks(overlay.GRADIO_CACHE, talk.name, *answer_of(talk))
+            ready = gr.DownloadButton(value=taken, interactive=True)
+            yield talk, len(talk.lines), "", said, gr.skip(), gr.skip(), ready
+        except ValueError as error:  # a toast, and everything stays as it was: gr.Error would cover the whole page
+            warn(str(error))
+            yield gr.skip(), gr.skip(), question, lines, gr.skip(), gr.skip(), gr.skip()
+
+    def line(role: str, text: str) -> dict[str, str]:
+        """What somebody said; Gradio shows it as HTML even where it is told to render nothing."""
+        return {"role": role, "content": html.escape(text, quote=False)}
+
+    def warn(message: str) -> None:
+        gr.Warning(html.escape(message, quote=False))
+
+    def closed() -> Any:
+        return gr.DownloadButton(value=None, interactive=False)
+
+    with gr.Blocks(title="AURA", analytics_enabled=False, delete_cache=(600, 86400)) as page:
+        page.state_session_capacity = KEPT_TALKS
+        gr.Markdown("# AURA\nAsk about an image. Filled: what is visible of an object; hatched: what is hidden.")
+        talk = gr.State(None, time_to_live=KEPT_SECONDS)
+        answered = gr.State(None, time_to_live=KEPT_SECONDS)  # changes with every answer, and draws its switches
+        with gr.Row(equal_height=True):
+            photo = gr.Image(
+                None if image is None else str(image),
+                type="filepath",
+                label="Image",
+                height=420,
+                sources=["upload", "clipboard"],
+                buttons=[],
+            )
+            photo.preprocess = _as_sent  # type: ignore[method-assign]
+            photo.async_move_resource_to_block_cache = _uploaded_only(photo)  # type: ignore[method-assign, assignment]
+            overlay = gr.Image(
+                label="Answer",
+                show_label=False,
+                elem_classes="answer",
+                height=420,
+                interactive=False,
+                buttons=["download", "fullscreen"],
+            )
+        said = gr.Chatbot(label="Conversation", height=260, buttons=["copy"], render_markdown=False)
+        question = gr.Textbox(
+            placeholder="What could I ride, and what is in the way?", show_label=False, autofocus=True
+        )
+        table = gr.Dataframe(headers=COLUMNS, label="Objects", interactive=False)
+
+        @gr.render([talk, answered], triggers=[answered.change])
+        def switches(now: Talk | None, of_answer: int | None) -> None:
+            if now is None or of_answer is None:
+                return
+            picture, asked, reply = answer_of(now)
+            with gr.Row():
+                shown = [
+                    gr.Radio(
+                        switches_of(obj),
+                        value=switches_of(obj)[0],
+                        label=f"{number} {obj.name}",
+                        interactive=True,
+                        min_width=200,
+                    )
+                    for number, obj in enumerate(reply.objects, start=1)
+                ]
+
+            def redraw(*states: str) -> Any:
+                return draw(picture, asked, reply, states)
+
+            for radio in shown:
+                radio.input(redraw, shown, overlay, api_visibility="private", show_progress="hidden")
+
+        with gr.Row():
+            masks = gr.DownloadButton("Masks as COCO JSON and PNG", interactive=False)
+            again = gr.Button("New conversation about this image")
+        if examples:
+            gr.Examples([[str(e.image), e.question] for e in examples], [photo, question], label="Examples")
+        cleared = [talk, answered, said, overlay, table, masks]
+        shared: dict[str, Any] = {"concurrency_id": "model", "api_visibility": "private"}
+        photo.change(look, photo, cleared, **shared)
+        for fresh in (again.click, said.clear):
+            fresh(look, photo, cleared, **shared)
+        question.submit(ask, [talk, question], [talk, answered, question, said, overlay, table, masks], **shared)
+        if image is not None:
+            page.load(look, photo, cleared, **shared)
+    return page
+
+
+def answer_of(talk: Talk) -> tuple[Any, str, Any]:
+    """The picture, the last question, and its answer."""
+    return talk.session.image, talk.question, talk.session.turns[-1][1]
 
 
 def _as_sent(payload: Any) -> str | None:
@@ -86,83 +171,146 @@ def _as_sent(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
-def build(demo: Demo) -> Any:
-    """The page, a ``gradio.Blocks``."""
+def _uploaded_only(photo: Any) -> Callable[[Any], Awaitable[str | None]]:
+    """Takes no address in place of a file: Gradio would have this machine fetch it."""
+    move = photo.async_move_resource_to_block_cache
+
+    async def take(path: Any) -> str | None:
+        if path is not None and "://" in str(path):
+            raise ValueError("pictures are uploaded; this page fetches none")
+        return await move(path)
+
+    return take
+
+
+def app_of(page: Any, hosts: Sequence[str], max_upload: int) -> Any:
+    """The page behind the guard, an ASGI app.
+
+    Args:
+        page: Of :func:`build`.
+        hosts: Names under which it may be reached; empty for any.
+        max_upload: Most bytes of a picture.
+    """
     import gradio as gr
+    from fastapi import FastAPI
 
-    def look(path: str | None) -> tuple[ChatSession | None, list[Any], None, list[Any]]:
-        session = None
-        try:
-            session = demo.open(path) if path else None
-        except ValueError as error:
-            gr.Warning(str(error))
-        return session, [], None, []
+    from aura.serving.guard import Guard
+    from aura.serving.scripts import InlineScripts
 
-    def ask(session: ChatSession | None, question: str, history: list[Any]) -> Iterator[tuple[Any, ...]]:
-        asked = [*history, {"role": "user", "content": question}]
-        try:
-            if session is None:
-                raise ValueError("choose an image first")
-            for text, picture, rows in demo.answer(session, question):
-                yield "", [*asked, {"role": "assistant", "content": text}], picture or gr.skip(), rows
-        except ValueError as error:  # a toast, and everything stays as it was: gr.Error would cover the whole page
-            gr.Warning(str(error))
-            yield question, history, gr.skip(), gr.skip()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(
+        Guard,
+        hosts=hosts,
+        policy=POLICY,
+        # A form around the file has a few hundred bytes.
+        max_body={"/gradio_api/upload": max_upload + 64 * 1024},
+        shut=FETCHERS,
+        kept=("/assets/", "/static/"),
+    )
+    app.add_middleware(InlineScripts)
+    system = ["ui-sans-serif", "system-ui", "sans-serif"]  # Gradio's own choice would be fetched from Google
+    app = gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=max_upload,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+    )
+    # Gradio takes a mounted page for one in the making, in which any file of the machine may be named.
+    page.has_launched = True
+    return app
 
-    with gr.Blocks(title="AURA", analytics_enabled=False) as page:
-        gr.Markdown("# AURA\nAsk about an image. Filled: what is visible of an object; hatched: what is hidden.")
-        session = gr.State(None)
-        with gr.Row(equal_height=True):
-            image = gr.Image(type="filepath", label="Image", height=420)
-            image.preprocess = _as_sent
-            overlay = gr.Image(label="Answer", height=420, interactive=False, buttons=["download", "fullscreen"])
-        talk = gr.Chatbot(label="Conversation", height=260, buttons=["copy"])
-        question = gr.Textbox(
-            placeholder="What could I ride, and what is in the way?", show_label=False, autofocus=True
-        )
-        table = gr.Dataframe(headers=COLUMNS, label="Objects", interactive=False)
-        again = gr.Button("New conversation about this image")
-        cleared = [session, talk, overlay, table]
-        image.change(look, image, cleared, concurrency_id="model")
-        again.click(look, image, cleared, concurrency_id="model")
-        question.submit(ask, [session, question, talk], [question, talk, overlay, table], concurrency_id="model")
-    return page
+
+def serve(page: Any, listening: socket.socket, host: str, *, max_upload: int, names: Sequence[str] = ()) -> None:
+    """Serve a page until Ctrl-C.
+
+    Args:
+        page: Of :func:`build`.
+        listening: The socket on ``host``.
+        host: The address to serve.
+        max_upload: Most bytes of a picture.
+        names: Further names under which it is reached, such as a proxy's; only used on a loopback address.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app_of(page, names_of(host, *names), max_upload),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
+    )
+    print(f"AURA at {url_of(host, listening)} (Ctrl-C stops it)", flush=True)
+    warn_of_others(
+        host,
+        ", without a password and without encryption",
+        "stay on 127.0.0.1 and let others come through ssh or an https proxy with a login, see docs/chat.md",
+    )
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C; returns 0, or 2 for what the user can mend (with one line on stderr)."""
-    parser = argparse.ArgumentParser(prog="aura.chat.web", description="Ask AURA about images in the browser.")
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="run or export folder, or OWNER/NAME on the hub"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the language model (default: what suits)")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of the language model")
-    parser.add_argument("--device-map", choices=("auto",), help="spread the model over all GPUs")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
-    options = parser.parse_args(argv)
-    if options.max_new_tokens < 1:
-        parser.error(f"--max-new-tokens must be positive, got {options.max_new_tokens}")
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    """Serve until Ctrl-C; returns 2 for what the user can mend (with one line on stderr)."""
+    options = parse(argv)
     if find_spec("gradio") is None:
         print("aura.chat.web: Gradio is not installed; pip install .[web]", file=sys.stderr)
         return 2
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
-        assistant = Assistant.from_pretrained(
-            options.checkpoint,
-            options.device,
-            options.dtype,
-            quantize=options.quantize,
-            device_map=options.device_map,
-            max_new_tokens=options.max_new_tokens,
-        )
-        build(Demo(assistant)).launch(server_name=options.host, server_port=options.port)
+        # What can be wrong is told before the weights are loaded, which takes minutes.
+        examples = load_examples(options.examples)
+        if options.image is not None:
+            open_photo(options.image)
+        with (
+            listen(options.host, options.port, "choose others with --host and --port") as listening,
+            tempfile.TemporaryDirectory(prefix="aura-web-") as folder,
+        ):
+            # What visitors upload is nobody else's on this machine, and goes with the page.
+            os.environ["GRADIO_TEMP_DIR"] = folder
+            demo = Demo(load(options))
+            page = build(demo, examples=examples, image=options.image)
+            serve(page, listening, options.host, max_upload=options.max_upload * 2**20, names=options.name)
     except (ValueError, OSError) as error:
         print(f"aura.chat.web: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="aura.chat.web", description="Ask AURA about images in the browser.")
+    parser.add_model()
+    parser.add_argument("--image", type=Path, metavar="FILE", help="what to talk about first")
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="DIR",
+        help="folder of pictures, with the question about NAME.jpg in NAME.txt, or a data set's JSON file "
+        "(default: the mini benchmark, if make data has made it)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve (default: this machine only)")
+    parser.add_argument("--port", type=int, default=7860, help="0: any free one (default %(default)s)")
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="under which a proxy before this machine reaches it; may be repeated",
+    )
+    parser.add_argument(
+        "--max-upload", type=int, default=32, metavar="MB", help="largest picture to upload (default %(default)s)"
+    )
+    options = parser.parse_args(argv)
+    parser.check_model(options)
+    if options.max_upload < 1:
+        parser.error(f"--max-upload must be positive, got {options.max_upload}")
+    return options
 
 
 if __name__ == "__main__":
