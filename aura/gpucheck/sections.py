@@ -47,6 +47,7 @@ SECTIONS = (
     Section(9, "7B in 4 bits: a step and an answer", "half:four_bits", 100, 45),
     Section(10, "7B: forty [SEG] at 1024 px, 3,876 tokens", "half:many_objects", 60, 30),
     Section(11, "mini training, 200 steps, against the CPU's trace", "trace:follows_the_cpu", 100, 40),
+    Section(12, "a step and an evaluation, the plain way and ours", "gains:plain_against_ours", 90, 30),
 )
 
 BY_NUMBER = {section.number: section for section in SECTIONS}

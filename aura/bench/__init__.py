@@ -1,0 +1,5 @@
+"""What the economies of AURA's network gain: the same work the plain way and ours, on the same weights.
+
+:mod:`~aura.bench.sizes` has the models, :mod:`~aura.bench.work` the two ways, :mod:`~aura.bench.measure` seconds and
+memory, :mod:`~aura.bench.page` the pages. The commands are ``scripts/bench_train.py`` and ``scripts/bench_eval.py``.
+"""

@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""A training step the plain way and ours: seconds, CPU seconds, peak memory, parts, and how they grow.
+
+    python scripts/bench_train.py --sweep medium --out docs/results/performance
+    python scripts/bench_train.py --sizes medium --questions 3 --device cuda
+
+Random weights at three sizes; all ways compute the same loss in one process on the same weights, in turns. Memory is
+that of a process of its own for each row. Nothing here is a test: times depend on the machine.
+"""
+
+from __future__ import annotations
+
+from aura import environment
+
+environment.command_line(__name__)
+
+import sys
+from collections.abc import Sequence
+
+from aura.bench import command, measure, page
+from aura.bench.work import MODES
+
+PROGRAM = "bench_train.py"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 with one line on stderr."""
+    chosen = command.options(argv, PROGRAM, __doc__)
+    if chosen.row is not None:
+        return command.answer_row(chosen.row)
+    try:
+        rows = command.rows_of(chosen, "train", __file__, print)
+        charts = command.sweeps(chosen, "train", print)
+    except (ValueError, OSError) as error:
+        return command.complain(PROGRAM, error)
+    if chosen.out is not None:
+        section = {
+            "title": "A training step",
+            "made_by": f"scripts/{PROGRAM}",
+            "machine": measure.machine(chosen.device),
+            "about": "Forward, losses, backward and AdamW, in fp32.",
+            "tables": page.tables(rows, MODES, "A training step"),
+            "charts": charts,
+        }
+        page.put(chosen.out, "train", section)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
