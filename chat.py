@@ -44,13 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if args.image is not None:
             open_photo(args.image)  # a large model takes minutes to load; a wrong file name should not
-        from transformers.utils import logging
-
         from aura.chat.terminal import Terminal
 
-        logging.disable_progress_bar()
-        if sys.stderr.isatty():
-            print(f"loading {args.checkpoint} ...", file=sys.stderr)
         terminal = Terminal(load(args), args.out, as_json=args.json, image=args.image)
         return terminal.ask_all(args.ask) if args.ask else terminal.talk()
     except BrokenPipeError:

@@ -9,6 +9,7 @@ import base64
 import io
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,30 @@ def start_chromium(*, javascript: bool = True) -> WebDriver:
     if not javascript:
         options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+
+def attack(driver: WebDriver, url: str, address: str, fields: dict[str, str], folder: Path) -> str:
+    """What another site does to a page: frames it, and posts a form to ``url`` + ``address``, a file in each field.
+
+    Returns:
+        What the browser's console says.
+    """
+    page = folder / "evil.html"
+    parts = "".join(f"form.append('{name}', new Blob(['x']), '{file}');" for name, file in fields.items())
+    page.write_text(
+        f"<title>evil</title><iframe src='{url}'></iframe><script>const form = new FormData();{parts}"
+        f"fetch('{url}{address}', {{method: 'POST', body: form, mode: 'no-cors', credentials: 'include'}})"
+        ".finally(() => document.title = 'sent')</script>"
+    )
+    driver.get(page.as_uri())
+    end = time.monotonic() + 60
+    while driver.title != "sent":
+        assert time.monotonic() < end, "the request never ended"
+        time.sleep(0.05)
+    said = ""
+    while "frame" not in said.lower() and time.monotonic() < end:  # the frame may still be on its way
+        said += " ".join(entry["message"] for entry in driver.get_log("browser"))
+    return said
 
 
 def screenshot(driver: WebDriver, name: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -37,8 +38,13 @@ class Parser(argparse.ArgumentParser):
 
 def load(args: argparse.Namespace) -> Assistant:
     """The model that the options ask for; errors as of :meth:`aura.chat.assistant.Assistant.from_pretrained`."""
+    from transformers.utils import logging
+
     from aura.chat.assistant import Assistant
 
+    logging.disable_progress_bar()
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"loading {args.checkpoint} ...", file=sys.stderr)
     return Assistant.from_pretrained(
         args.checkpoint,
         args.device,

@@ -12,8 +12,10 @@ if __name__ == "__main__":
     environment.prepare()  # before torch is imported
 
 import argparse
+import contextlib
 import html
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from aura.chat.assistant import Assistant, ChatSession
@@ -118,7 +121,7 @@ def build(demo: Demo, examples: Sequence[Example] = (), image: Path | None = Non
             )
         said = gr.Chatbot(label="Conversation", height=260, buttons=["copy"], render_markdown=False)
         question = gr.Textbox(
-            placeholder="What could I ride, and what is in the way?", show_label=False, autofocus=True
+            placeholder="What could I ride, and what is in the way?", label="Question", show_label=False, autofocus=True
         )
         table = gr.Dataframe(headers=COLUMNS, label="Objects", interactive=False)
 
@@ -257,6 +260,21 @@ def serve(page: Any, listening: socket.socket, host: str, *, max_upload: int, na
     uvicorn.Server(config).run(sockets=[listening])
 
 
+@contextlib.contextmanager
+def folder_of_uploads() -> Iterator[str]:
+    """Where pictures of visitors lie: nobody else's on this machine, and gone with the page, also by SIGTERM."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with tempfile.TemporaryDirectory(prefix="aura-web-") as folder:
+            yield folder
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; returns 2 for what the user can mend (with one line on stderr)."""
     options = parse(argv)
@@ -271,9 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             open_photo(options.image)
         with (
             listen(options.host, options.port, "choose others with --host and --port") as listening,
-            tempfile.TemporaryDirectory(prefix="aura-web-") as folder,
+            folder_of_uploads() as folder,
         ):
-            # What visitors upload is nobody else's on this machine, and goes with the page.
             os.environ["GRADIO_TEMP_DIR"] = folder
             demo = Demo(load(options))
             page = build(demo, examples=examples, image=options.image)

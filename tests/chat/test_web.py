@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import stat
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -59,6 +62,15 @@ def test_what_can_be_wrong_is_told_before_the_weights_are_loaded(loaded, tmp_pat
             said = capsys.readouterr().err
             assert message in said and said.count("\n") == 1
     assert not loaded
+
+
+def test_uploads_go_with_the_page_whatever_ends_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left, web.folder_of_uploads() as folder:
+        assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+        (Path(folder) / "photo.jpg").touch()
+        signal.raise_signal(signal.SIGTERM)
+    assert left.value.code == 143 and not Path(folder).exists() and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_picture_comes_as_it_was_sent(tmp_path):

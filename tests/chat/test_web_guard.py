@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from aura.chat import web
 from aura.serving.address import LOOPBACK_NAMES
-from tests.chat.standin import EVIL, demo
+from tests.chat.standin import EVIL, Assistant, demo
 
 LIMIT = 100_000
 
@@ -36,12 +36,12 @@ def client(page):
         yield client
 
 
-def call(client: TestClient, page, name: str, *data) -> dict:
+def call(client: TestClient, page, name: str, *data, visitor: str = "visitor") -> dict:
     """An event of the page, as its script sends it; returns what the server says last."""
     number = next(number for number, fn in page.fns.items() if fn.name == name)
-    body = {"data": list(data), "fn_index": number, "session_hash": "visitor"}
+    body = {"data": list(data), "fn_index": number, "session_hash": visitor}
     assert client.post("/gradio_api/queue/join", json=body).status_code == 200
-    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "visitor"}) as events:
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": visitor}) as events:
         for event in events.iter_lines():
             if "process_completed" in event:
                 return json.loads(event.removeprefix("data: "))
@@ -141,3 +141,35 @@ def test_what_is_no_picture_is_told_and_the_page_goes_on(client, page, tmp_path)
     data = call(client, page, "ask", forged, f"What is {EVIL}?")["output"]["data"]
     said = json.dumps(data[3])
     assert "<" not in said and "&lt;img src=x" in said and len(data[3]) == 2, "two lines, both as text"
+
+
+def test_a_visitor_has_a_conversation_of_their_own_and_only_so_many_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(web, "KEPT_TALKS", 2)
+    page = web.build(demo())
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+
+    def lines(visitor: str) -> int:
+        return len(call(client, page, "ask", None, "What?", visitor=visitor)["output"]["data"][3])
+
+    with TestClient(web.app_of(page, (), LIMIT), base_url="http://127.0.0.1") as client:
+        (path,) = upload(client, "a.png", (tmp_path / "a.png").read_bytes()).json()
+        for visitor in ("Ada", "Grace"):
+            assert call(client, page, "look", picture(path), visitor=visitor)["success"]
+            assert lines(visitor) == 2
+        assert lines("Grace") == 4 and lines("Mallory") == 0
+        assert lines("Ada") == 0, "forgotten for the third"
+
+
+def test_the_page_may_begin_with_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    Image.new("RGB", (60, 40), "blue").save(tmp_path / "first.png")
+    assistant = Assistant()
+    page = web.build(web.Demo(assistant), image=tmp_path / "first.png")
+    with TestClient(web.app_of(page, (), LIMIT), base_url="http://127.0.0.1") as client:
+        config = client.get("/config").json()
+        (shown,) = [c["props"]["value"] for c in config["components"] if c["props"].get("label") == "Image"]
+        assert client.get(f"/gradio_api/file={shown['path']}").status_code == 200
+        assert any([t[1] for t in d["targets"]] == ["load"] for d in config["dependencies"])
+        assert call(client, page, "look", picture(shown["path"]))["success"]
+    assert [image.getpixel((0, 0)) for image in assistant.seen] == [(0, 0, 255)]

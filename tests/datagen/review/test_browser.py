@@ -290,3 +290,10 @@ def test_without_javascript_everything_can_be_judged_and_edited(server):
             assert store.pairs.history(other)[-1].text.answer == f"Well: {answer}"
     finally:
         driver.quit()
+
+
+def test_another_site_can_neither_frame_the_app_nor_log_anybody_out(chromium, server, tmp_path):
+    reviewer = Reviewer(chromium, server, "Ada")
+    said = browser.attack(chromium, f"{server.url}/", "logout", {"form_token": "x"}, tmp_path)
+    assert "frame-ancestors" in said or "X-Frame-Options" in said
+    assert reviewer.queue(), "still logged in"
