@@ -31,12 +31,12 @@ def mask_files(reply: Reply) -> list[tuple[str, np.ndarray]]:
     files = []
     for number, obj in enumerate(reply.objects, start=1):
         stem = f"{number:02d}_{safe_name(obj.name, 'object')}"
-        masks = (("visible", obj.visible), ("amodal", obj.amodal), ("hidden", _hidden(obj)))
+        masks = (("visible", obj.visible), ("amodal", obj.amodal), ("invisible", _invisible(obj)))
         files += [(f"{stem}_{kind}.png", mask) for kind, mask in masks if mask is not None]
     return files
 
 
-def _hidden(obj: ReplyObject) -> np.ndarray | None:
+def _invisible(obj: ReplyObject) -> np.ndarray | None:
     """The invisible mask; ``None`` where the model does not predict both others."""
     return None if obj.visible is None or obj.amodal is None else obj.amodal & ~obj.visible
 
@@ -76,9 +76,9 @@ def _annotation(obj: ReplyObject, number: int, category: int) -> dict[str, Any]:
     }
     if obj.visible is not None:
         record |= {"visible_mask": encode_rle(obj.visible), "visible_bbox": mask_to_bbox(obj.visible)}
-    hidden = _hidden(obj)
-    if hidden is not None and hidden.any():
-        record |= {"invisible_mask": encode_rle(hidden), "occlude_rate": mask_area(hidden) / mask_area(whole)}
+    invisible = _invisible(obj)
+    if invisible is not None and invisible.any():
+        record |= {"invisible_mask": encode_rle(invisible), "occlude_rate": mask_area(invisible) / mask_area(whole)}
     if obj.occlusion_rate is not None:
         record["predicted_occlusion_rate"] = obj.occlusion_rate
     return record

@@ -78,8 +78,12 @@ def build(demo: Demo, examples: Sequence[Example] = (), image: Path | None = Non
                 said = [*lines, line("user", question), line("assistant", text)]
                 yield gr.skip(), None, "", said, picture or gr.skip(), rows, closed()
             talk.lines, talk.question = said, question
-            taken = write_masks(overlay.GRADIO_CACHE, talk.name, *answer_of(talk))
-            ready = gr.DownloadButton(value=taken, interactive=True)
+            ready = closed()
+            try:
+                taken = write_masks(overlay.GRADIO_CACHE, talk.name, *answer_of(talk))
+                ready = gr.DownloadButton(value=taken, interactive=True)
+            except OSError as error:  # such as a full disk; the answer stands
+                warn(f"the masks cannot be taken away: {error.strerror or error}")
             yield talk, len(talk.lines), "", said, gr.skip(), gr.skip(), ready
         except ValueError as error:  # a toast, and everything stays as it was: gr.Error would cover the whole page
             warn(str(error))

@@ -33,9 +33,9 @@ def opened(reply: Reply = REPLY) -> tuple[dict[str, bytes], dict]:
 
 def test_every_mask_is_a_png_of_the_picture_s_size():
     files, _ = opened()
-    names = [f"01_tea_cup_{kind}.png" for kind in ("visible", "amodal", "hidden")]
+    names = [f"01_tea_cup_{kind}.png" for kind in ("visible", "amodal", "invisible")]
     assert sorted(files) == sorted(
-        [COCO_FILE, *names, *(f"02_box_{kind}.png" for kind in ("visible", "amodal", "hidden"))]
+        [COCO_FILE, *names, *(f"02_box_{kind}.png" for kind in ("visible", "amodal", "invisible"))]
     )
     for name, mask in zip(names, (AMODAL & ~FRONT, AMODAL, AMODAL & FRONT), strict=True):
         assert (np.asarray(Image.open(io.BytesIO(files[name]))) == mask).all()

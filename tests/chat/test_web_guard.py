@@ -161,6 +161,18 @@ def test_a_visitor_has_a_conversation_of_their_own_and_only_so_many_are_kept(tmp
         assert lines("Ada") == 0, "forgotten for the third"
 
 
+def test_an_answer_stands_though_its_masks_cannot_be_written(client, page, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(web, "write_masks", full)
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    (path,) = upload(client, "a.png", (tmp_path / "a.png").read_bytes()).json()
+    assert call(client, page, "look", picture(path), visitor="full")["success"]
+    answer = call(client, page, "ask", None, "What?", visitor="full")
+    assert answer["success"] and len(answer["output"]["data"][3]) == 2
+
+
 def test_the_page_may_begin_with_a_picture(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     Image.new("RGB", (60, 40), "blue").save(tmp_path / "first.png")
