@@ -16,7 +16,7 @@ from aura.config import LossSettings
 from aura.geometry import to_decoder_grid, to_image
 from aura.machine.chunks import in_chunks
 from aura.targets import soft_spatial_map, spatial_map
-from aura.types import AuraOutput, Batch, ImageGeometry, Losses
+from aura.types import ASKED, AuraOutput, Batch, ImageGeometry, Losses
 
 OBJECT_TERMS = ("visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
 """Terms of Eq. 4 that are means over objects; the other one is ``text``."""
@@ -81,6 +81,14 @@ def spatial_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -
     return _pixel_mean(F.cross_entropy(logits.float(), targets, reduction="none"), valid)
 
 
+def intent_loss(logits: Tensor, asked: Tensor) -> Tensor:
+    """Cross-entropy of the asked mask, mean over the ``[SEG]`` objects. ``logits`` [N, 3], ``asked`` [N]; 0 if N = 0.
+
+    ``asked`` are places in :data:`aura.types.ASKED`.
+    """
+    return text_loss(logits, asked)
+
+
 def _as_shares(classes: Tensor) -> Tensor:
     """The same targets as class probabilities: [n, H, W] -> fp32 [n, 3, H, W]."""
     return (classes[:, None] == torch.arange(3, device=classes.device)[:, None, None]).float()
@@ -139,8 +147,20 @@ class AuraCriterion:
 
     def _losses(self, output: AuraOutput, batch: Batch, own: dict[str, Tensor] | None) -> Losses:
         terms = {"text": text_loss(output.text_logits, batch.target_ids), **self._object_losses(output, batch, own)}
+        if output.asked_logits is not None:
+            terms["intent"] = self._intent_loss(output.asked_logits, batch, own)
         total = sum(getattr(self.settings, name) * value for name, value in terms.items())
         return Losses(total=total + output.unused.float(), **terms)
+
+    @staticmethod
+    def _intent_loss(logits: Tensor, batch: Batch, own: dict[str, Tensor] | None) -> Tensor:
+        asked = batch.asked
+        if asked is None:
+            asked = torch.full_like(batch.seg_image, ASKED.index("both"))
+        if own is not None:
+            values = F.cross_entropy(logits.detach().float(), asked, reduction="none")
+            own["intent"] = _mean_by(batch.seg_image, values, len(batch.seg_counts))
+        return intent_loss(logits, asked)
 
     def _object_losses(self, output: AuraOutput, batch: Batch, own: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """The terms of all objects; ``own`` takes those of each image, [B], that were computed on the way."""

@@ -28,7 +28,10 @@ Rle = dict[str, Any]
 """COCO run-length encoding: ``{"size": [height, width], "counts": str}``."""
 
 Masks = Literal["both", "visible", "amodal"]
-"""The kinds of mask that a method predicts."""
+"""The kinds of mask that a method predicts, or that a question asks for."""
+
+ASKED: tuple[Masks, ...] = ("visible", "amodal", "both")
+"""What a ``[SEG]`` may stand for, in the order of the classes that ``model.intent`` tells apart."""
 
 
 def kinds_of(visible: Any, amodal: Any) -> Masks:
@@ -41,13 +44,21 @@ def kinds_of(visible: Any, amodal: Any) -> Masks:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer; ``objects`` are annotation ids in the order of the answer's ``[SEG]`` tokens."""
+    """One question and its answer; ``objects`` are annotation ids in the order of the answer's ``[SEG]`` tokens.
+
+    ``asked`` says which mask of each the question means. It is empty where all mean both, however that is said.
+    """
 
     question: str
     answer: str
     objects: tuple[int, ...] = ()
+    asked: tuple[Masks, ...] = ()
 
     def __post_init__(self) -> None:
+        if flaw := asked_flaw(self.asked, len(self.objects)):
+            raise ValueError(flaw)
+        if set(self.asked) == {"both"}:
+            object.__setattr__(self, "asked", ())
         found = self.answer.count(SEG_TOKEN)
         if found != len(self.objects):
             raise ValueError(
@@ -56,6 +67,24 @@ class Turn:
             )
         if not self.question.strip():
             raise ValueError("the question is empty; every turn needs a question")
+
+    def __repr__(self) -> str:
+        # Digests of data sets are made of it, and those without a word on masks keep the digest that they had.
+        asked = f", asked={self.asked!r}" if self.asked else ""
+        return f"Turn(question={self.question!r}, answer={self.answer!r}, objects={self.objects!r}{asked})"
+
+    def asks(self, index: int) -> Masks:
+        """Which mask of the ``index``-th object is meant."""
+        return self.asked[index] if self.asked else "both"
+
+
+def asked_flaw(asked: Any, num_objects: int) -> str | None:
+    """What is wrong with the ``asked`` of an answer, which is empty or has one of :data:`ASKED` an object."""
+    if not isinstance(asked, list | tuple) or not all(isinstance(kind, str) and kind in ASKED for kind in asked):
+        return f"'asked' is {asked!r:.80}; give {', '.join(ASKED[:-1])} or {ASKED[-1]} for each object, or leave it out"
+    if asked and len(asked) != num_objects:
+        return f"'asked' has {len(asked)} entries for {num_objects} objects; give one for each, or leave it out"
+    return None
 
 
 @dataclass(frozen=True)
@@ -194,6 +223,7 @@ class Batch:
     clip_pixels: torch.Tensor | None = None  # [B, 3, P, P]
     sam_embeddings: torch.Tensor | None = None  # [B, C, S/16, S/16], or whatever the patch size gives
     clip_features: torch.Tensor | None = None  # [B, T, C]
+    asked: torch.Tensor | None = None  # [N] int64, places in ASKED; None where every [SEG] means both masks
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy with every tensor on ``device``."""
@@ -238,6 +268,7 @@ class MaskOutput(dict[str, Any]):
     amodal_logits: torch.Tensor | None  # [N, h, w]; one of the two is there
     occlusion_rate: torch.Tensor | None  # [N], in [0, 1]
     spatial_logits: torch.Tensor | None  # [N, 3, h, w]: 0 background, 1 visible, 2 occluded
+    asked_logits: torch.Tensor | None  # [N, 3] in the order of ASKED
 
     def __init__(
         self,
@@ -245,12 +276,14 @@ class MaskOutput(dict[str, Any]):
         amodal_logits: torch.Tensor | None,
         occlusion_rate: torch.Tensor | None,
         spatial_logits: torch.Tensor | None,
+        asked_logits: torch.Tensor | None = None,
     ) -> None:
         super().__init__(
             visible_logits=visible_logits,
             amodal_logits=amodal_logits,
             occlusion_rate=occlusion_rate,
             spatial_logits=spatial_logits,
+            asked_logits=asked_logits,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -279,7 +312,10 @@ class AuraOutput(MaskOutput):
 
 @dataclass
 class Losses:
-    """The terms of Eq. 1 to 3, unweighted scalars (0 where ablated), and their weighted ``total`` (Eq. 4)."""
+    """The terms of Eq. 1 to 3, unweighted scalars (0 where ablated), and their weighted ``total`` (Eq. 4).
+
+    ``intent`` is one term more, of a model that tells which mask is asked for; ``None`` of any other.
+    """
 
     total: torch.Tensor
     text: torch.Tensor
@@ -289,9 +325,15 @@ class Losses:
     amodal_dice: torch.Tensor
     occlusion_rate: torch.Tensor
     spatial: torch.Tensor
+    intent: torch.Tensor | None = None
+
+    def present(self) -> dict[str, torch.Tensor]:
+        """Those that the model has, by name."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def as_floats(self) -> dict[str, float]:
-        return {f.name: float(getattr(self, f.name).detach()) for f in dataclasses.fields(self)}
+        return {name: float(value.detach()) for name, value in self.present().items()}
 
 
 # --- results: what a user gets ----------------------------------------------------------------------------------------
@@ -300,12 +342,14 @@ class Losses:
 class MaskPair(NamedTuple):
     """A visible and an amodal mask, bool [H, W], and the occlusion rate that was predicted with them, if any.
 
-    The truth has both masks; the prediction of a method of one kind has ``None`` in the other's place.
+    The truth has both masks; the prediction of a method of one kind has ``None`` in the other's place. ``asked`` is the
+    mask that the question means, or is held to mean; ``None`` where nobody said.
     """
 
     visible: np.ndarray | None
     amodal: np.ndarray | None
     occlusion_rate: float | None = None
+    asked: Masks | None = None
 
     @property
     def kinds(self) -> Masks:
@@ -319,13 +363,15 @@ class ReplyObject:
 
     ``name`` is the phrase before the ``[SEG]`` in the sentence. The rate is the model's own estimate, or, where that
     head is ablated, 1 - |visible and amodal| / |amodal|. A model of one kind of mask (``model.masks``) leaves the
-    other ``None``, and the rate with it unless it estimates one.
+    other ``None``, and the rate with it unless it estimates one. ``asked`` is the mask that the model takes the
+    question to mean; always ``both`` of a model without ``model.intent``.
     """
 
     name: str
     visible: np.ndarray | None
     amodal: np.ndarray | None
     occlusion_rate: float | None
+    asked: Masks = "both"
 
 
 @dataclass(frozen=True)

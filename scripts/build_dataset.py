@@ -137,6 +137,7 @@ async def _generate(store: Store, settings: ProjectSettings, limit: int | None) 
         kind,
         None if kind == "offline" else api_settings(settings.generator.api),
         seed=settings.generator.seed,
+        intents=settings.generator.intents,
         folder=settings.database.parent,
         spent=store.cost(),
     )

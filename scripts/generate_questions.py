@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--visible-only", action="store_true", help="a COCO instances file: no whole shapes are known")
     parser.add_argument("--seed", type=int, default=0, help="another seed asks other questions (default 0)")
+    parser.add_argument(
+        "--intents", action="store_true", help="many questions mean one kind of mask (model.intent learns which)"
+    )
     parser.add_argument("--force", action="store_true", help="write OUT even if it is up to date or was edited")
     options = parser.parse_args(arguments)
     try:
@@ -70,8 +73,9 @@ def run(options: argparse.Namespace) -> int:
         "annotations": options.annotations.name,
         "annotations_sha256": hashlib.sha256(options.annotations.read_bytes()).hexdigest(),
     }
-    if options.visible_only:
-        made_from["visible_only"] = True
+    for name in ("visible_only", "intents"):
+        if getattr(options, name):
+            made_from[name] = True
     if options.out.exists() and not options.force:
         info = _unchanged_info(options.out)
         if info is None:
@@ -92,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             first_id=following,
             crowds=crowds.get(image.image_id),
+            intents=options.intents,
         )
         following += len(conversations[image.image_id])
     source = read_json_object(options.annotations)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aura.config import LossSettings
-from aura.losses import AuraCriterion, dice_loss, mask_bce, spatial_loss, text_loss
+from aura.losses import AuraCriterion, dice_loss, intent_loss, mask_bce, spatial_loss, text_loss
 from aura.types import AuraOutput, Batch, ImageGeometry, MaskOutput, SegRecord
 
 LOG2 = math.log(2)
@@ -143,6 +143,7 @@ def test_one_kind_of_mask_has_exactly_its_losses(resolution, kind):
 def test_weights_scale_the_terms():
     batch = make_batch([FULL], [(left_half(), left_half())], [0], [0], [0.0])
     output = make_output(torch.zeros(1, 4, 4), torch.ones(1, 4, 4), torch.tensor([0.5]), torch.zeros(1, 3, 4, 4))
+    output["asked_logits"] = torch.zeros(1, 3)
     names = [f.name for f in dataclasses.fields(LossSettings) if f.name != "mask_resolution"]
     weights = {name: float(2**i) for i, name in enumerate(names)}
     losses = AuraCriterion(LossSettings(**weights))(output, batch).as_floats()
@@ -280,3 +281,21 @@ def test_each_image_s_own_losses_are_those_of_the_image_alone(resolution):
         for name in there:
             assert found[name] == pytest.approx(expected[name], rel=1e-5), (image, name)
     assert not any(value.requires_grad for value in own.values())
+
+
+def test_the_asked_mask_has_a_cross_entropy_of_its_own():
+    batch = make_batch([FULL], [(left_half(), left_half())], [0, 0], [0, 0], [0.0, 0.0])
+    logits = torch.zeros(2, 4, 4)
+    plain = AuraCriterion(LossSettings())(make_output(logits, logits), batch)
+    assert plain.intent is None and "intent" not in plain.as_floats()
+
+    output = make_output(logits, logits)
+    output["asked_logits"] = torch.tensor([[math.log(2.0), 0.0, 0.0], [0.0, 0.0, math.log(6.0)]])
+    batch.asked = torch.tensor([0, 1])  # the visible mask with probability 1/2, the amodal one with 1/8
+    losses = AuraCriterion(LossSettings(intent=0.5))(output, batch)
+    assert losses.intent.item() == pytest.approx((math.log(2) + math.log(8)) / 2)
+    assert losses.total.item() == pytest.approx(plain.total.item() + 0.5 * losses.intent.item())
+    batch.asked = None  # both, with probabilities 1/4 and 6/8
+    losses = AuraCriterion(LossSettings())(output, batch)
+    assert losses.intent.item() == pytest.approx((math.log(4) - math.log(0.75)) / 2)
+    assert intent_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).item() == 0

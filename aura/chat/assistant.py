@@ -241,10 +241,10 @@ def read_reply(
     assert len(names) == len(states), f"{len(names)} {SEG_TOKEN} marks but {len(states)} states: {text!r}"
     masks = decode_answers(model, states, sam_embeddings, geometry)
     objects = []
-    for name, (visible, amodal, rate) in zip(names, masks, strict=True):
+    for name, (visible, amodal, rate, asked) in zip(names, masks, strict=True):
         if rate is None and visible is not None and amodal is not None:
             rate = float(occlusion_rate(visible & amodal, amodal))
-        objects.append(ReplyObject(name, visible, amodal, rate))
+        objects.append(ReplyObject(name, visible, amodal, rate, asked or "both"))
     return Reply(text, tuple(objects), generation.truncated)
 
 
@@ -252,6 +252,7 @@ def reply_record(reply: Reply) -> dict[str, Any]:
     """A reply as JSON can hold it: masks as COCO RLE, boxes [x, y, width, height] and areas in pixels.
 
     ``bbox`` and ``area`` are the amodal mask's, as in COCOA-cls. Null stands for what the model does not predict.
+    ``asked`` is the mask that the question means.
     """
 
     def of(mask: np.ndarray | None, measure: Callable[[np.ndarray], Any]) -> Any:
@@ -263,6 +264,7 @@ def reply_record(reply: Reply) -> dict[str, Any]:
         "objects": [
             {
                 "name": obj.name,
+                "asked": obj.asked,
                 "occlusion_rate": obj.occlusion_rate,
                 "visible": of(obj.visible, encode_rle),
                 "amodal": of(obj.amodal, encode_rle),

@@ -17,6 +17,7 @@ from PIL import Image
 from aura.chat.assistant import Assistant, ChatSession
 from aura.chat.download import mask_archive, safe_name
 from aura.chat.terminal import draw_reply
+from aura.drawing.visualize import asked_text
 from aura.files import write_bytes
 from aura.types import SEG_TOKEN, Reply, ReplyObject
 
@@ -95,11 +96,15 @@ def numbered(text: str) -> str:
 
 
 def object_rows(reply: Reply) -> list[list[Any]]:
-    """One row per object, in the order of :data:`COLUMNS`; a dash for what the model does not predict."""
+    """One row per object, in the order of :data:`COLUMNS`; a dash for what the model does not predict.
+
+    Behind the name stands which mask was asked for, if it was one kind alone.
+    """
     rows = []
     for number, obj in enumerate(reply.objects, start=1):
         areas = ["–" if mask is None else f"{int(mask.sum()):,}" for mask in (obj.visible, obj.amodal)]
-        rows.append([number, obj.name, "–" if obj.occlusion_rate is None else f"{obj.occlusion_rate:.0%}", *areas])
+        name = ", ".join(filter(None, (obj.name, asked_text(obj.asked))))
+        rows.append([number, name, "–" if obj.occlusion_rate is None else f"{obj.occlusion_rate:.0%}", *areas])
     return rows
 
 

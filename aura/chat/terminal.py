@@ -21,7 +21,7 @@ from rich.text import Text
 from aura.chat.assistant import Assistant, ChatSession, reply_record
 from aura.data.photos import open_photo
 from aura.drawing.typesetting import colour_of
-from aura.drawing.visualize import overlay
+from aura.drawing.visualize import ASKED_WORDS, overlay
 from aura.files import write_bytes, write_json
 from aura.types import Reply, ReplyObject
 
@@ -231,9 +231,13 @@ class Terminal:
 
 
 def objects_table(reply: Reply, pixels: int) -> Table:
-    """One row per object: its colour in the overlay, name, occlusion rate, and areas in pixels and % of the image."""
+    """One row per object: its colour in the overlay, name, occlusion rate, and areas in pixels and % of the image.
+
+    Where the question means one kind of mask, a column says which.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("", "object"):
+    one_kind = any(obj.asked != "both" for obj in reply.objects)
+    for title in ("", "object", "asked") if one_kind else ("", "object"):
         table.add_column(title)
     for title in ("occluded", "visible px", "%", "amodal px", "%"):
         table.add_column(title, justify="right")
@@ -243,6 +247,7 @@ def objects_table(reply: Reply, pixels: int) -> Table:
         table.add_row(
             Text(f"██ {index + 1}", style="rgb({},{},{})".format(*colour_of(index).rgb)),
             Text(_printable(obj.name)),
+            *((ASKED_WORDS[obj.asked],) if one_kind else ()),
             rate,
             *(
                 cell

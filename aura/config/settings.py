@@ -89,6 +89,7 @@ class ModelSettings:
         rescale_states: Standardise the ``[SEG]`` states before E_P's projection, by what they are on the training data
             before the first step. Some language models have a few dimensions far larger than the others, and the
             projection learns slowly from them. Only where it is new.
+        intent: Tell from each ``[SEG]`` state whether the question means the visible mask, the amodal one, or both.
         masks: Masks to predict: ``both`` (AURA), or one kind with one decoder (the methods AURA is compared with).
         quantize: Hold the language model's frozen linear layers in 8 or 4 bits (needs bitsandbytes).
         lora: Adapters.
@@ -112,6 +113,7 @@ class ModelSettings:
     image_token_merge: int = 1
     image_places: bool = False
     rescale_states: bool = False
+    intent: bool = False
     masks: Literal["both", "visible", "amodal"] = "both"
     quantize: Literal["none", "int8", "int4"] = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -145,6 +147,7 @@ class LossSettings:
         amodal_dice: Dice loss of the amodal mask.
         occlusion_rate: Squared error of the occlusion rate.
         spatial: 3-class cross-entropy of the spatial occlusion map.
+        intent: Cross-entropy of the asked mask, where ``model.intent`` asks for it; not the paper's.
         mask_resolution: Compare masks at the ``image``'s size (LISA) or on the mask ``decoder``'s grid (cheaper).
     """
 
@@ -155,6 +158,7 @@ class LossSettings:
     amodal_dice: float = 1.0
     occlusion_rate: float = 1.0
     spatial: float = 1.0
+    intent: float = 1.0
     mask_resolution: Literal["image", "decoder"] = "image"
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from aura.data.conversations import TokenizedConversation
 from aura.data.processor import ProcessedSample
-from aura.types import Batch, SegRecord
+from aura.types import ASKED, Batch, SegRecord
 
 
 def prefix_length(conversations: Sequence[TokenizedConversation]) -> int:
@@ -99,6 +99,7 @@ def collate(samples: Sequence[ProcessedSample]) -> Batch:
         clip_pixels=_stack(samples, "clip_pixels"),
         sam_embeddings=_stack(samples, "sam_embeddings"),
         clip_features=_stack(samples, "clip_features"),
+        asked=torch.tensor([ASKED.index(t.asked) for _, t in targets], dtype=torch.int64),
     )
 
 

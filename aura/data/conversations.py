@@ -191,7 +191,7 @@ def first_object_alone(turn: Turn) -> Turn:
         return turn
     first, *rest = turn.answer.split(SEG_TOKEN)
     words = first + SEG_TOKEN + "".join(part.rstrip(" ") for part in rest[:-1]) + rest[-1]
-    return replace(turn, answer=words, objects=turn.objects[:1])
+    return replace(turn, answer=words, objects=turn.objects[:1], asked=turn.asked[:1])
 
 
 def _turn_of_tokens(offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]], where: str) -> list[int]:

@@ -39,6 +39,7 @@ from aura.types import (
     Conversation,
     ImageFeatures,
     ImageGeometry,
+    Masks,
     Sample,
     SegRecord,
 )
@@ -57,7 +58,7 @@ class ImageInputs:
 
 
 class SegTarget(NamedTuple):
-    """What a ``[SEG]`` stands for: its origin, the row of its masks, and its occlusion rate in [0, 1].
+    """What a ``[SEG]`` stands for: its origin, the row of its masks, its occlusion rate in [0, 1], the mask asked for.
 
     The rate is ``None`` where the object's whole shape is not known; its amodal mask is then a placeholder.
     """
@@ -65,6 +66,7 @@ class SegTarget(NamedTuple):
     record: SegRecord
     row: int
     occlusion_rate: float | None
+    asked: Masks = "both"
 
 
 @dataclass
@@ -207,9 +209,10 @@ class Processor:
         rows = {o.id: row for row, o in enumerate(objects)}
 
         def target(conversation: Conversation, turn: int, index: int) -> SegTarget:
-            obj = objects[rows[conversation.turns[turn].objects[index]]]
+            said = conversation.turns[turn]
+            obj = objects[rows[said.objects[index]]]
             record = SegRecord(sample.image_id, conversation.id, turn, index, obj.id, obj.category)
-            return SegTarget(record, rows[obj.id], obj.occlusion_rate)
+            return SegTarget(record, rows[obj.id], obj.occlusion_rate, said.asks(index))
 
         processed = ProcessedSample(
             image_id=sample.image_id,

@@ -15,6 +15,7 @@ from aura.datagen.records import (
     Generator,
     PairDraft,
 )
+from aura.types import Conversation
 
 if TYPE_CHECKING:
     from aura.datagen.service.settings import ApiSettings
@@ -27,6 +28,7 @@ class OfflineGenerator:
     """The deterministic generator of the mini benchmark: no service, no cost, the same pairs for the same seed."""
 
     seed: int = 0
+    intents: bool = False
     name: str = field(default=offline.GENERATOR, init=False)
     model: str = field(default=f"{offline.GENERATOR}-{offline.VERSION}", init=False)
     concurrency: int = field(default=1, init=False)
@@ -45,22 +47,31 @@ class OfflineGenerator:
 
     def _first(self, request: GenerationRequest) -> tuple[PairDraft, ...]:
         pairs: list[PairDraft] = []
-        for conversation in offline.generate_conversations(request.image, pairs=request.pairs, seed=self.seed):
+        for conversation in self._write(request, request.pairs, self.seed):
             for number, turn in enumerate(conversation.turns):
                 follows = len(pairs) - 1 if number else None
-                pairs.append(PairDraft(turn.question, turn.answer, turn.objects, follows))
+                pairs.append(PairDraft(turn.question, turn.answer, turn.objects, follows, turn.asked))
         return tuple(pairs)
 
     def _again(self, request: GenerationRequest) -> tuple[PairDraft, ...]:
         asked = {pair.question for pair in request.context} | {pair.question for pair, _ in request.rejected}
         wanted = len(request.context) + 2 * request.pairs
-        fresh = offline.generate_conversations(request.image, pairs=wanted, seed=self.seed + 1)
+        fresh = self._write(request, wanted, self.seed + 1)
         turns = [c.turns[0] for c in fresh if c.turns[0].question not in asked]
-        return tuple(PairDraft(t.question, t.answer, t.objects) for t in turns[: request.pairs])
+        return tuple(PairDraft(t.question, t.answer, t.objects, asked=t.asked) for t in turns[: request.pairs])
+
+    def _write(self, request: GenerationRequest, pairs: int, seed: int) -> list[Conversation]:
+        return offline.generate_conversations(request.image, pairs=pairs, seed=seed, intents=self.intents)
 
 
 def make_generator(
-    kind: GeneratorKind, api: ApiSettings | None = None, *, seed: int = 0, folder: str | Path = ".", spent: float = 0.0
+    kind: GeneratorKind,
+    api: ApiSettings | None = None,
+    *,
+    seed: int = 0,
+    folder: str | Path = ".",
+    spent: float = 0.0,
+    intents: bool = False,
 ) -> Generator:
     """The generator called ``kind``.
 
@@ -70,9 +81,10 @@ def make_generator(
         seed: Of the offline one.
         folder: Where ``openai-batch`` keeps its files, which let a later run take up what an earlier one submitted.
         spent: What earlier runs cost; it counts towards ``api.max_cost``.
+        intents: Of the offline one, questions may mean one kind of mask; the others have ``api.intents``.
     """
     if kind == "offline":
-        return OfflineGenerator(seed)
+        return OfflineGenerator(seed, intents)
     # The client's package takes a second to import, and the offline generator needs none of it.
     from aura.datagen.service.client import OpenAIGenerator
     from aura.datagen.service.settings import ApiSettings

@@ -17,6 +17,7 @@ from aura.datagen.splits import divide
 from aura.datagen.staging import Progress, Staging, silent
 from aura.datagen.store.images import ImageEntry, Source
 from aura.datagen.store.jobs import Recipe
+from aura.datagen.store.pairs import draft_of
 from aura.datagen.store.store import Store
 from aura.formats.pictures import find_picture
 from aura.formats.sources import AnnotatedImage
@@ -130,14 +131,15 @@ def recipe_of(settings: ProjectSettings) -> Recipe:
     if generator.kind == "offline":
         from aura.datagen.offline.generator import GENERATOR, VERSION
 
-        details = f"seed {generator.seed}"
+        details = f"seed {generator.seed}{', intents' if generator.intents else ''}"
         return Recipe(GENERATOR, f"{GENERATOR}-{VERSION}", f"{GENERATOR}-{VERSION}", generator.pairs_per_image, details)
-    from aura.datagen.service.prompt import PROMPT_VERSION
+    from aura.datagen.service.prompt import prompt_version
 
     api = api_settings(generator.api)
     asked = {key: getattr(api, key) for key in ("detail", "image_side", "jpeg_quality", "temperature", "seed")}
     # A picture answered through the batch endpoint is not asked about again one by one.
-    return Recipe("openai", api.model, PROMPT_VERSION, generator.pairs_per_image, json.dumps(asked, sort_keys=True))
+    version = prompt_version(api.intents)
+    return Recipe("openai", api.model, version, generator.pairs_per_image, json.dumps(asked, sort_keys=True))
 
 
 def checks_of(settings: ProjectSettings) -> Check:
@@ -173,10 +175,7 @@ def recheck(store: Store, settings: ProjectSettings, progress: Callable[[int], N
     for done, stored in enumerate(store.images.all(), start=1):
         pairs = store.pairs.of(stored.image.image_id)
         place = {pair.id: number for number, pair in enumerate(pairs)}
-        drafts = [
-            PairDraft(p.text.question, p.text.answer, p.text.objects, None if p.follows is None else place[p.follows])
-            for p in pairs
-        ]
+        drafts = [draft_of(p.text, None if p.follows is None else place[p.follows]) for p in pairs]
         if pairs:
             found = PairChecker(stored.image, settings.checks).check_all(drafts)
             for pair, problems in zip(pairs, found, strict=True):

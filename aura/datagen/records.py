@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from aura.formats.sources import AnnotatedImage
+from aura.types import Masks
 
 FailureReason = Literal["refusal", "truncated", "malformed", "schema", "timeout", "http", "empty", "image"]
 """``image``: the picture is missing, damaged or of another size than annotated; ``empty``: no pairs, or no objects."""
@@ -17,13 +18,15 @@ class PairDraft:
     """One question-answer pair as a generator wrote it; nothing about it has been checked.
 
     ``objects`` are annotation ids in the order of the answer's ``[SEG]`` marks. ``follows`` is the index, within the
-    same response, of the pair that this one continues as the next turn; ``None`` opens a conversation.
+    same response, of the pair that this one continues as the next turn; ``None`` opens a conversation. ``asked`` is the
+    mask of each object that the question means; empty where all mean both.
     """
 
     question: str
     answer: str
     objects: tuple[int, ...]
     follows: int | None = None
+    asked: tuple[Masks, ...] = ()
 
 
 @dataclass(frozen=True)

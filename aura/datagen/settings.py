@@ -88,6 +88,7 @@ class GeneratorSettings:
         retry_delay: Seconds before the second try; it doubles with each further one.
         lease_seconds: An image whose process is silent for so long is taken by another process.
         send_back: Pairs that fail their checks go back to the generator once.
+        intents: Questions may mean one kind of mask, the visible or the amodal one, and say so.
     """
 
     kind: Literal["openai", "openai-batch", "offline"] = "openai"
@@ -98,8 +99,11 @@ class GeneratorSettings:
     retry_delay: float = 30.0
     lease_seconds: float = 300.0
     send_back: bool = True
+    intents: bool = False
 
     def __post_init__(self) -> None:
+        if self.intents:  # one setting for every kind of generator
+            object.__setattr__(self, "api", {**self.api, "intents": True})
         for key in ("pairs_per_image", "max_attempts", "lease_seconds"):
             _require(getattr(self, key) > 0, f"generator.{key} must be positive, got {getattr(self, key)}")
         for key in ("retry_delay", "seed"):

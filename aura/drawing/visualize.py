@@ -30,8 +30,10 @@ from aura.drawing.typesetting import (
     text_width,
     words,
 )
+from aura.types import Masks
 
 Pixels = NDArray[np.float32]
+ASKED_WORDS: dict[Masks, str] = {"visible": "visible part", "amodal": "whole shape", "both": "both"}
 WHITE: Pixels = np.full(3, 255, np.float32)
 MOST_LINES, LONGEST_TEXT = 24, 4000
 """A title is cut there: lines, and letters before any is measured."""
@@ -43,7 +45,8 @@ title and legend, is at least 360 pixels wide."""
 class Shown(Protocol):
     """What can be drawn: masks bool [H, W] at the image's size, such as :class:`aura.types.ReplyObject`.
 
-    One of the two masks may be ``None``; the other is then drawn as a plain area.
+    One of the two masks may be ``None``; the other is then drawn as a plain area. If the question means one kind of
+    mask (``asked``), that one is drawn as a plain area, and of the other no more than a dashed line.
     """
 
     @property
@@ -54,6 +57,8 @@ class Shown(Protocol):
     def amodal(self) -> np.ndarray | None: ...
     @property
     def occlusion_rate(self) -> float | None: ...
+    @property
+    def asked(self) -> Masks: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class ShownObject:
     visible: np.ndarray | None
     amodal: np.ndarray | None
     occlusion_rate: float | None = None
+    asked: Masks = "both"
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,16 @@ def overlay(image: Image.Image | np.ndarray, objects: Sequence[Shown], title: st
 def _legend_words(obj: Shown) -> tuple[list[Word], list[Word]]:
     """Name, and what is hidden."""
     name = words(obj.name[:LONGEST_TEXT] or "object", bold=True)
-    return name, words(hidden_text(obj.occlusion_rate), colour=FAINT)
+    return name, words(_state_text(obj), colour=FAINT)
+
+
+def _state_text(obj: Shown) -> str:
+    return ", ".join(filter(None, (hidden_text(obj.occlusion_rate), asked_text(obj.asked))))
+
+
+def asked_text(asked: Masks) -> str:
+    """Which mask a question means, in words; nothing of both."""
+    return "" if asked == "both" else f"{ASKED_WORDS[asked]} asked"
 
 
 def hidden_text(rate: float | None) -> str:
@@ -186,8 +201,9 @@ def _whole(obj: Shown) -> np.ndarray:
 
 
 def _paint_visible(pixels: Pixels, obj: Shown, index: int, factor: float, unit: float) -> None:
-    """Fill and outline the visible area, in place."""
-    window, visible = _resample(_seen(obj), pixels.shape[:2], factor, unit)
+    """Fill and outline the visible area, or the whole one where that is asked for, in place."""
+    shown = _whole(obj) if obj.asked == "amodal" else _seen(obj)
+    window, visible = _resample(shown, pixels.shape[:2], factor, unit)
     if window is None:
         return
     colour = np.array(colour_of(index).rgb, np.float32)
@@ -196,14 +212,16 @@ def _paint_visible(pixels: Pixels, obj: Shown, index: int, factor: float, unit: 
 
 
 def _paint_hidden(pixels: Pixels, obj: Shown, index: int, factor: float, unit: float) -> None:
-    """Hatch the invisible area and dash its outline, in place."""
+    """Hatch the invisible area and dash its outline, in place; no hatching where one kind of mask is asked for."""
     window, hidden = _resample(_whole(obj) & ~_seen(obj), pixels.shape[:2], factor, unit)
     if window is None:
         return
     colour = np.array(colour_of(index).rgb, np.float32)
-    part = _blend(pixels[window], WHITE, 0.3 * hidden)
-    lines = _hatching(pixels.shape[:2], index, unit)[window]
-    part = _blend(part, colour, 0.95 * hidden * lines)
+    part = pixels[window]
+    if obj.asked == "both":
+        part = _blend(part, WHITE, 0.3 * hidden)
+        lines = _hatching(pixels.shape[:2], index, unit)[window]
+        part = _blend(part, colour, 0.95 * hidden * lines)
     pixels[window] = _stroke(part, colour, _dashed_outline(hidden, unit), unit)
 
 
@@ -348,7 +366,7 @@ def _row_text(row: SheetRow) -> list[list[Word]]:
         rates = [
             word
             for index, obj in enumerate(objects)
-            for word in (Word(str(index + 1), index), Word(hidden_text(obj.occlusion_rate), colour=FAINT, glued=True))
+            for word in (Word(str(index + 1), index), Word(_state_text(obj), colour=FAINT, glued=True))
         ]
         parts.append(rates or words("no object is marked", colour=FAINT))
     return [*parts, words(row.note, colour=FAINT)] if row.note else parts

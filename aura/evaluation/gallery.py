@@ -65,7 +65,7 @@ def sheet_row(sample: Sample, key: TurnKey, answer: PredictedAnswer) -> SheetRow
     conversation_id, number = key
     turn = next(c for c in sample.conversations if c.id == conversation_id).turns[number]
     objects = {o.id: o for o in sample.objects}
-    true = [true_masks(objects[i], sample) for i in turn.objects]
+    true = [true_masks(objects[i], sample)._replace(asked=turn.asks(n)) for n, i in enumerate(turn.objects)]
     predicted = [answer.masks[i] for i in sorted(answer.masks)]
     note = ""
     if len(true) == len(predicted) == 1:
@@ -85,7 +85,7 @@ def sheet_row(sample: Sample, key: TurnKey, answer: PredictedAnswer) -> SheetRow
 
 
 def _shown(masks: MaskPair, rate: float | None) -> ShownObject:
-    return ShownObject("", masks.visible, masks.amodal, rate)
+    return ShownObject("", masks.visible, masks.amodal, rate, masks.asked or "both")
 
 
 class PredictionFile:
@@ -101,8 +101,8 @@ class PredictionFile:
                 place = {"conversation_id": conversation_id, "turn": turn, "index": index}
                 found = {kind: getattr(masks, kind) for kind in ("visible", "amodal")}
                 encoded = {kind: encode_rle(mask) for kind, mask in found.items() if mask is not None}
-                rate = {} if masks.occlusion_rate is None else {"occlusion_rate": masks.occlusion_rate}
-                self.rows.append({**place, **encoded, **rate})
+                said = {"occlusion_rate": masks.occlusion_rate, "asked": masks.asked}
+                self.rows.append({**place, **encoded, **{k: v for k, v in said.items() if v is not None}})
 
     def save(self, path: str | Path) -> None:
         """Write the JSON list in the order of ids. Of several ranks each must call this; rank 0 writes for all."""

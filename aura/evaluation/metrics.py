@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -37,7 +37,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from aura.targets import rate_from_areas
-from aura.types import MaskPair, Masks, SegRecord
+from aura.types import ASKED, MaskPair, Masks, SegRecord
 
 Status = Literal["paired", "missed", "extra"]
 
@@ -81,7 +81,8 @@ class ObjectScore:
     Areas are in pixels. ``predicted_rate`` is the method's own estimate or, where it gave none, the hidden share of its
     amodal mask; ``None`` without prediction or amodal mask. ``visible_outside`` counts the predicted visible pixels
     outside the predicted amodal mask. What needs a kind of mask that the method does not predict, or the whole shape of
-    an object of which it is not known, is ``None``.
+    an object of which it is not known, is ``None``. ``true_asked`` is the mask that the question means,
+    ``predicted_asked`` the one that the method takes it to mean.
     """
 
     record: SegRecord
@@ -98,6 +99,8 @@ class ObjectScore:
     visible_outside: int | None
     true_rate: float | None
     predicted_rate: float | None
+    true_asked: Masks | None = None
+    predicted_asked: Masks | None = None
 
     @property
     def has_hidden_region(self) -> bool:
@@ -205,6 +208,8 @@ def score_object(
         visible_outside=outside,
         true_rate=None if true is None or true_amodal is None else rate_from_areas(true_visible, true_amodal),
         predicted_rate=rate,
+        true_asked=None if true is None else true.asked,
+        predicted_asked=None if predicted is None else predicted.asked,
     )
 
 
@@ -328,6 +333,30 @@ def no_target(answers: Sequence[AnswerScore]) -> dict[str, Any] | None:
     }
 
 
+def asked_masks(objects: Iterable[ObjectScore]) -> dict[str, Any] | None:
+    """How often the method knows which mask a question means; ``None`` where no question means one kind alone.
+
+    ``accuracy`` is over all true objects, and over those that mean each kind; a missed object counts as wrong. The
+    accuracies are ``None`` of a method that never says. ``most_common`` is the share of the kind that is meant most
+    often, which whoever always says that kind would score.
+    """
+    true = [o for o in objects if o.true_asked is not None]
+    meant = Counter(o.true_asked for o in true)
+    if not set(meant) - {"both"}:
+        return None
+    says = any(o.predicted_asked is not None for o in true)
+
+    def accuracy(chosen: Iterable[ObjectScore]) -> float | None:
+        return mean(float(o.predicted_asked == o.true_asked) for o in chosen) if says else None
+
+    return {
+        "num_objects": len(true),
+        "accuracy": accuracy(true),
+        **{f"accuracy_{kind}": accuracy(o for o in true if o.true_asked == kind) for kind in ASKED},
+        "most_common": max(meant.values()) / len(true),
+    }
+
+
 def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) -> dict[str, Any]:
     """Every figure of a report, as fractions in [0, 1]; ``None`` where there is nothing to measure.
 
@@ -336,9 +365,10 @@ def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) ->
     ``num_objects`` counts true objects. ``occlusion_rate_mae`` is the mean absolute error over true objects with a
     predicted rate. ``seg_count_accuracy`` is the share of answers with exactly as many ``[SEG]`` as the true answer.
     ``visible_outside_amodal`` is the share of all predicted visible pixels that lie outside the predicted amodal mask
-    of the same object (0 for a consistent method). ``no_target`` is there where some answer has no object.
+    of the same object (0 for a consistent method). ``no_target`` is there where some answer has no object, ``asked``
+    where some question means one kind of mask.
     """
-    without = no_target(answers)
+    without, asked = no_target(answers), asked_masks(objects)
     hidden = [o for o in objects if o.has_hidden_region]
     rates = [(o.predicted_rate, o.true_rate) for o in objects]
     errors = [abs(guess - true) for guess, true in rates if guess is not None and true is not None]
@@ -361,4 +391,5 @@ def summarise(objects: Sequence[ObjectScore], answers: Sequence[AnswerScore]) ->
         "visible_outside_amodal": outside / max(1, seen) if pairs or not objects else None,
         "by_occlusion": by_occlusion(objects),
         **({} if without is None else {"no_target": without}),
+        **({} if asked is None else {"asked": asked}),
     }

@@ -80,12 +80,17 @@ class Report:
         write_json(out_dir / "report.json", self.as_dict(), indent=2)
 
     def object_rows(self) -> Iterable[dict[str, Any]]:
-        """One flat record per object (true or extra), with the question and both answers where they are known."""
+        """One flat record per object (true or extra), with the question and both answers where they are known.
+
+        Where some question means one kind of mask, ``asked`` and ``predicted_asked`` stand in every record.
+        """
         answers = {(a.conversation_id, a.turn): a for a in self.answers}
         for score in self.objects:
             answer = answers[score.record.conversation_id, score.record.turn]
             texts = {"question": answer.question, "true_answer": answer.true_text, "answer": answer.predicted_text}
-            yield {"protocol": self.protocol, **score.as_dict(), **texts}
+            asked = {"asked": score.true_asked, "predicted_asked": score.predicted_asked}
+            told = asked if "asked" in self._figures else {}
+            yield {"protocol": self.protocol, **score.as_dict(), **told, **texts}
 
 
 def write_tables(out_dir: str | Path, reports: Mapping[str, Figures], giou: GiouOver = "image") -> None:

@@ -26,7 +26,7 @@ from aura.evaluation.metrics import AnswerScore, ObjectScore, blank, pair_by_ove
 from aura.evaluation.report import Report
 from aura.files import list_parts, read_text, to_json, write_parts
 from aura.masks import decode_rle, encode_rle
-from aura.types import AmodalObject, MaskPair, Masks, Rle, Sample, SegRecord, kinds_of
+from aura.types import ASKED, AmodalObject, MaskPair, Masks, Rle, Sample, SegRecord, kinds_of
 
 Mask = Rle | np.ndarray
 TurnKey = tuple[int, int]
@@ -38,7 +38,8 @@ class Prediction:
     """What a method says about one ``[SEG]``: masks at the image's size, as COCO RLE or bool [H, W].
 
     ``turn`` and ``index`` count from 0; ``index`` is the place of the ``[SEG]`` in its answer. A method that predicts
-    one kind of mask leaves the other ``None``, in all its predictions.
+    one kind of mask leaves the other ``None``, in all its predictions. ``asked`` is the mask that it takes the question
+    to mean, if it says so.
     """
 
     conversation_id: int
@@ -47,6 +48,7 @@ class Prediction:
     visible: Mask | None
     amodal: Mask | None
     occlusion_rate: float | None = None
+    asked: Masks | None = None
 
     @property
     def kinds(self) -> Masks:
@@ -96,7 +98,8 @@ class Scorer:
                 place = (sample.image_id, conversation.id, number)
                 records = [SegRecord(*place, i, id_, names[id_]) for i, id_ in enumerate(turn.objects)]
                 guesses = {index: _within(counted, pair) for index, pair in answer.masks.items()}
-                self._add_objects(place, records, [truth[id_] for id_ in turn.objects], guesses)
+                true = [truth[id_]._replace(asked=turn.asks(i)) for i, id_ in enumerate(turn.objects)]
+                self._add_objects(place, records, true, guesses)
                 self.answers.append(
                     AnswerScore(
                         *place,
@@ -234,7 +237,7 @@ def _decode(sample: Sample, given: Mapping[int, tuple[str, Prediction]]) -> Pred
     for index, (where, prediction) in given.items():
         visible = _mask(prediction.visible, sample, f"{where}: visible")
         amodal = _mask(prediction.amodal, sample, f"{where}: amodal")
-        masks[index] = MaskPair(visible, amodal, prediction.occlusion_rate)
+        masks[index] = MaskPair(visible, amodal, prediction.occlusion_rate, prediction.asked)
     return PredictedAnswer(masks, len(given))
 
 
@@ -269,7 +272,7 @@ def _name(number: int, prediction: Prediction) -> str:
 
 
 def load_predictions(path: str | Path) -> list[Prediction]:
-    """Read a JSON list of ``{conversation_id, turn, index, visible: RLE, amodal: RLE, occlusion_rate?}``.
+    """Read a JSON list of ``{conversation_id, turn, index, visible: RLE, amodal: RLE, occlusion_rate?, asked?}``.
 
     A method that predicts one kind of mask leaves the other field out of every record. Other fields are ignored.
 
@@ -298,8 +301,8 @@ def save_predictions(path: str | Path, predictions: Iterable[Prediction]) -> Non
         for p in predictions:
             masks = {"visible": p.visible, "amodal": p.amodal}
             row = {key: getattr(p, key) for key in _PLACE} | {k: _as_rle(m) for k, m in masks.items() if m is not None}
-            if p.occlusion_rate is not None:
-                row["occlusion_rate"] = p.occlusion_rate
+            said = {"occlusion_rate": p.occlusion_rate, "asked": p.asked}
+            row |= {key: value for key, value in said.items() if value is not None}
             yield to_json(row, compact=True)
 
     write_parts(path, list_parts(rows()))
@@ -328,8 +331,11 @@ def _parse(row: Any, where: str) -> Prediction:
     rate = row.get("occlusion_rate")
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1):
         raise ValueError(f"{where}: occlusion_rate must be a number in [0, 1], got {rate!r}")
+    asked = row.get("asked")
+    if asked is not None and asked not in ASKED:
+        raise ValueError(f"{where}: asked must be one of {', '.join(ASKED)}, got {asked!r}")
     place = {key: row[key] for key in _PLACE}
-    return Prediction(**place, visible=row.get("visible"), amodal=row.get("amodal"), occlusion_rate=rate)
+    return Prediction(**place, visible=row.get("visible"), amodal=row.get("amodal"), occlusion_rate=rate, asked=asked)
 
 
 _PLACE = ("conversation_id", "turn", "index")

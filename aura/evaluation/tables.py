@@ -159,9 +159,28 @@ def no_target_table(reports: Mapping[str, Figures]) -> Table | None:
     )
 
 
+def asked_table(reports: Mapping[str, Figures]) -> Table | None:
+    """How often the asked mask is known; ``None`` where no report has a question that means one kind alone."""
+    keys = ("accuracy", "accuracy_visible", "accuracy_amodal", "accuracy_both", "most_common")
+    rows = [
+        (name, figures["protocol"], str(found["num_objects"]), *(percent(found[key]) for key in keys))
+        for name, figures in reports.items()
+        if (found := figures.get("asked"))
+    ]
+    if not rows:
+        return None
+    return Table(
+        "Which mask is asked for, % of objects",
+        (("", 2), ("", 1), ("Correct, of", 4), ("", 1)),
+        ("Method", "Protocol", "objects", "all", "visible", "amodal", "both", "always the commonest"),
+        tuple(rows),
+    )
+
+
 def all_tables(reports: Mapping[str, Figures], giou: GiouOver = "image") -> list[Table]:
     """Every table of ``reports``, the paper's first; ``giou`` is what its gIoU is the mean over."""
-    found = (make(reports) for make in (region_table, average_table, occlusion_table, no_target_table))
+    makers = (region_table, average_table, occlusion_table, no_target_table, asked_table)
+    found = (make(reports) for make in makers)
     return [main_table(reports, giou), *(table for table in found if table is not None)]
 
 

@@ -141,9 +141,9 @@ def weights_digest(model: nn.Module) -> str:
 
 def _encoded(pair: MaskPair) -> dict[str, Any]:
     visible, amodal = (None if mask is None else encode_rle(mask) for mask in pair[:2])
-    return {"visible": visible, "amodal": amodal, "occlusion_rate": pair.occlusion_rate}
+    return {"visible": visible, "amodal": amodal, "occlusion_rate": pair.occlusion_rate, "asked": pair.asked}
 
 
 def _pair(row: dict[str, Any]) -> MaskPair:
     visible, amodal = (None if row[kind] is None else decode_rle(row[kind]) for kind in ("visible", "amodal"))
-    return MaskPair(visible, amodal, row["occlusion_rate"])
+    return MaskPair(visible, amodal, row["occlusion_rate"], row.get("asked"))

@@ -7,6 +7,7 @@ something is hidden, ``area`` and ``bbox`` of the amodal mask, ``occlude_rate``,
 
     {"id", "image_id", "turns": [{"question", "answer", "objects": [annotation ids in [SEG] order]}], "provenance": {}}
 
+A turn may have ``asked``, which mask each of its objects means: ``visible``, ``amodal`` or, as without it, ``both``.
 ``info["image_folder"]`` tells where the images lie, relative to the file. An image may have ``ignore``, a mask of
 pixels that no evaluation counts. The invariants are in
 :mod:`aura.formats.checks`.
@@ -32,7 +33,7 @@ from aura.formats.samples import ListedSamples, samples_of
 from aura.formats.sources import AnnotatedImage
 from aura.masks import decode_rle, encode_rle, rle_area, rle_bbox
 from aura.targets import rate_from_areas
-from aura.types import AmodalObject, Conversation, Rle, Sample
+from aura.types import AmodalObject, Conversation, Rle, Sample, Turn
 
 FORMAT_VERSION = "1"
 OCCLUSION_BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -165,7 +166,8 @@ class AmodalReasonSeg(Sequence[Sample]):
     def statistics(self) -> dict[str, Any]:
         """Counts of images, objects, pairs and words; ``occlusion_histogram`` has ten bins over [0, 1].
 
-        ``objects_per_answer_histogram`` and ``turns_histogram`` map a number to how often it occurs.
+        ``objects_per_answer_histogram`` and ``turns_histogram`` map a number to how often it occurs. ``asked_visible``
+        and ``asked_amodal``, where there are any, count the ``[SEG]`` that mean one kind of mask.
         """
         rates, words = array("d"), {"question": 0, "answer": 0}
         categories: set[str] = set()
@@ -180,6 +182,7 @@ class AmodalReasonSeg(Sequence[Sample]):
             per_conversation.update(len(c.turns) for c in sample.conversations)
             for turn in (t for c in sample.conversations for t in c.turns):
                 per_answer[len(turn.objects)] += 1
+                counts.update(turn.asked)
                 words["question"] += len(turn.question.split())
                 words["answer"] += len(turn.answer.split())
                 questions.add(hashlib.blake2b(turn.question.encode("utf-8", "replace"), digest_size=16).digest())
@@ -204,6 +207,7 @@ class AmodalReasonSeg(Sequence[Sample]):
             "mean_occlusion_rate": float(np.mean(rates)) if rates else 0.0,
             "occlusion_histogram": [int(n) for n in histogram],
             "occluded_objects": counts["occluded"],
+            **{f"asked_{kind}": counts[kind] for kind in ("visible", "amodal") if counts[kind]},
         }
 
 
@@ -244,13 +248,18 @@ def invisible_rle(visible: Rle, amodal: Rle) -> Rle:
     return encode_rle(decode_rle(amodal) & ~decode_rle(visible))
 
 
+def turn_record(turn: Turn) -> dict[str, Any]:
+    """A turn as it stands in the file; without ``asked`` where every object means both masks."""
+    record = {"question": turn.question, "answer": turn.answer, "objects": list(turn.objects)}
+    return {**record, "asked": list(turn.asked)} if turn.asked else record
+
+
 def conversation_record(conversation: Conversation, image_id: int) -> dict[str, Any]:
     """A conversation as it stands in the file."""
-    turns = [{"question": t.question, "answer": t.answer, "objects": list(t.objects)} for t in conversation.turns]
     return {
         "id": conversation.id,
         "image_id": image_id,
-        "turns": turns,
+        "turns": [turn_record(turn) for turn in conversation.turns],
         "provenance": dict(conversation.provenance),
     }
 

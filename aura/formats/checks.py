@@ -15,7 +15,7 @@ from aura.formats.pictures import examine as read_picture
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
 from aura.targets import rate_from_areas
-from aura.types import RESERVED_TOKENS, SEG_TOKEN, AmodalObject, Rle
+from aura.types import RESERVED_TOKENS, SEG_TOKEN, AmodalObject, Rle, asked_flaw
 
 RATE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.5
@@ -266,6 +266,17 @@ class _Checker:
                 self._report(where, f"annotation {annotation_id!r} does not exist")
             elif _key(annotation.get("image_id")) != image_id:
                 self._report(where, f"annotation {annotation_id} belongs to image {annotation.get('image_id')!r}")
+        self._asked(where, [] if turn.get("asked") is None else turn["asked"], objects)
+
+    def _asked(self, where: str, asked: Any, objects: list[Any]) -> None:
+        """Which masks are meant; a shape that is not known cannot be asked for."""
+        if flaw := asked_flaw(asked, len(objects)):
+            self._report(where, flaw)
+            return
+        for annotation_id, kind in zip(objects, asked, strict=False):
+            annotation = self.annotations.get(annotation_id) if _is_integer(annotation_id) else None
+            if kind == "amodal" and annotation is not None and is_unknown(annotation, "segmentation"):
+                self._report(where, f"'asked' wants the amodal mask of annotation {annotation_id}, which is not known")
 
 
 def _mask_flaws(visible: Rle, amodal: Rle, invisible: Rle | None) -> Iterator[str]:

@@ -31,7 +31,7 @@ from aura.formats.streaming import members
 from aura.types import Conversation, Sample, Turn, identifying_bytes
 
 ENDING = ".rows.sqlite"
-VERSION = 2
+VERSION = 3
 """Raise it when the rows change; older ones are then made anew."""
 BUFFERED = 1000
 """Rows that are inserted together."""
@@ -104,7 +104,7 @@ class Rows(Sequence[Sample]):
                 objects.append(ObjectRow(*row))
             else:
                 number, turns, provenance = row
-                said = tuple(Turn(question, answer, tuple(objects)) for question, answer, objects in turns)
+                said = tuple(Turn(q, a, tuple(objects), tuple(asked)) for q, a, objects, asked in turns)
                 conversations.append(Conversation(number, said, provenance))
         return self._parser.sample(image, self.images, objects, conversations, self._names)
 
@@ -287,7 +287,7 @@ class _Builder:
                 self.records.append((image, ANNOTATION, position, _text(row)))
             else:
                 conversation = self.parser.conversation(record, number)
-                turns = [(turn.question, turn.answer, turn.objects) for turn in conversation.turns]
+                turns = [(turn.question, turn.answer, turn.objects, turn.asked) for turn in conversation.turns]
                 self.records.append((image, CONVERSATION, position, _text([number, turns, conversation.provenance])))
         if len(self.images) + len(self.records) >= BUFFERED:
             self._flush()

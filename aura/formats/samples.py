@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from aura.formats.objects import is_unknown
 from aura.formats.pictures import Picture, find_picture
 from aura.formats.reading import RecordReader
-from aura.types import AmodalObject, Conversation, Rle, Sample, Turn, identifying_bytes
+from aura.types import AmodalObject, Conversation, Rle, Sample, Turn, asked_flaw, identifying_bytes
 
 KINDS = {"categories": "category", "images": "image", "annotations": "annotation", "conversations": "conversation"}
 """The lists of a file, and what one record of each is called in messages."""
@@ -99,8 +99,11 @@ class RecordParser:
             at = f"{where}, turn {index}"
             question, answer = self.reader.text(turn, "question", at), self.reader.text(turn, "answer", at)
             objects = self.reader.integers(turn, "objects", at)
+            asked = turn.get("asked")
+            if flaw := asked_flaw(() if asked is None else asked, len(objects)):
+                raise self.reader.error(at, flaw)
             try:
-                turns.append(Turn(question, answer, objects))
+                turns.append(Turn(question, answer, objects, tuple(asked or ())))
             except ValueError as error:
                 raise self.reader.error(at, str(error)) from error
         provenance = record.get("provenance", {})

@@ -22,6 +22,7 @@ from aura.machine.chunks import in_chunks
 from aura.model import segmentation
 from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerWriter
+from aura.model.intent import IntentHead
 from aura.model.mllm import Mllm, Places, packed_attention_mask, widen_projector
 from aura.model.occlusion import IMAGE_SIDES, OcclusionConditionEncoder, SpatialOcclusionEncoder, ZeroScale
 from aura.model.segmentation import PromptEncoder
@@ -64,6 +65,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         "SamMaskDecoder",
         "OcclusionConditionEncoder",
         "SpatialOcclusionEncoder",
+        "IntentHead",
     ]
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # Blank masks are what half-precision or quantised mask decoding is known for.
@@ -74,6 +76,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         "amodal_decoder",
         "occlusion_condition",
         "spatial_occlusion",
+        "intent",
     ]
 
     def __init__(
@@ -110,6 +113,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         self.spatial_occlusion = None
         if config.spatial_occlusion:
             self.spatial_occlusion = SpatialOcclusionEncoder(form=config.spatial_form, image_channels=channels)
+        self.intent = IntentHead(hidden_size) if config.intent else None
         part: Any
         for part in self.modules():
             # Every part comes initialised, by its own class or from a file. The library must not do it again.
@@ -191,6 +195,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         # SAM's quality heads are trainable, as in LISA, but no loss asks for them.
         idle = [drawn.pop(name) for name in ("visible_quality", "amodal_quality") if name in drawn]
         output = MaskOutput(*map(drawn.get, ("visible", "amodal", "rate", "spatial")))
+        output["asked_logits"] = None if self.intent is None else self.intent(seg_hidden)  # [N, 3]
         if count == 0:
             idle += [value for value in output.values() if value is not None]
             output = MaskOutput(**{name: value if value is None else value[:0] for name, value in output.items()})
@@ -231,12 +236,14 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         """Leave trainable what LISA and the paper train, and nothing else.
 
         LoRA, token embeddings and head (``config.train_embeddings``), where they ask for it LLaVA's projector
-        (``config.train_projector``), the prompt projection, the mask decoders, E_OC and E_SO. A model loaded with
-        ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so already.
+        (``config.train_projector``), the prompt projection, the mask decoders, E_OC and E_SO, and the head of
+        ``config.intent``. A model loaded with ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so
+        already.
         """
         self.requires_grad_(False)
         trained: list[nn.Module | None] = [self.prompt_encoder.rescaling, self.prompt_encoder.projection]
         trained += [self.visible_decoder, self.amodal_decoder, self.occlusion_condition, self.spatial_occlusion]
+        trained += [self.intent]
         if self.config.train_embeddings:
             trained += [self.mllm.language_model.embed_tokens, self.mllm.lm_head]
         if self.config.train_projector:

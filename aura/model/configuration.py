@@ -33,6 +33,7 @@ class AuraConfig(PretrainedConfig):
         image_token_merge: Side of the square of neighbouring CLIP features that the projector makes one token of.
         image_places: Image tokens say where they lie, see :class:`aura.model.mllm.Places`.
         rescale_states: E_P rescales the ``[SEG]`` states before its projection, dimension by dimension.
+        intent: Has the head that tells which mask each ``[SEG]`` is asked for.
         hub_commits: Names on the hub that its parts came from, as they were given, and the commits that these meant.
     """
 
@@ -55,6 +56,7 @@ class AuraConfig(PretrainedConfig):
     image_token_merge: int = 1
     image_places: bool = False
     rescale_states: bool = False
+    intent: bool = False
     hub_commits: dict[str, str] | None = None
     tie_word_embeddings: bool = False
 

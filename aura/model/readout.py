@@ -12,7 +12,7 @@ import torch
 
 from aura.geometry import to_image
 from aura.model import AuraModel
-from aura.types import ImageGeometry, MaskOutput, MaskPair
+from aura.types import ASKED, ImageGeometry, MaskOutput, MaskPair
 
 
 @torch.no_grad()
@@ -36,6 +36,7 @@ def read_masks(output: MaskOutput, rows: Iterable[int], geometry: ImageGeometry)
         return None if logits is None else (to_image(logits[row, None], geometry)[0] > 0).cpu().numpy()
 
     rates = None if output.occlusion_rate is None else output.occlusion_rate.tolist()
+    kinds = None if output.asked_logits is None else output.asked_logits.argmax(-1).tolist()
     for row in rows:
-        rate = None if rates is None else rates[row]
-        yield MaskPair(mask(output.visible_logits, row), mask(output.amodal_logits, row), rate)
+        rate, asked = None if rates is None else rates[row], None if kinds is None else ASKED[kinds[row]]
+        yield MaskPair(mask(output.visible_logits, row), mask(output.amodal_logits, row), rate, asked)

@@ -33,8 +33,11 @@ MORE = {
     "occlusion rate error": "occlusion_rate_mae",
     "[SEG] count correct": "seg_count_accuracy",
 }
-NO_TARGET = {"N-acc": "no_target.n_acc", "T-acc": "no_target.t_acc"}
-"""Only of data with answers that have no object."""
+SOMETIMES = (
+    {"N-acc": "no_target.n_acc", "T-acc": "no_target.t_acc"},
+    {"asked mask known": "asked.accuracy"},
+)
+"""Only of data with answers that have no object, and only of data with questions that mean one kind of mask."""
 DASH = "–"
 
 
@@ -140,8 +143,10 @@ def changes(table: PaperTable, results: Sequence[Result], note: str = "", giou: 
 
 def more(table: PaperTable, results: Sequence[Result], note: str = "", giou: GiouOver = "image") -> Table:
     """Figures that the paper does not have: of our rows, mean and spread over seeds."""
-    there = any(result.values(key) for result in results for key in NO_TARGET.values())
-    shown = MORE | NO_TARGET if there else MORE
+    shown = dict(MORE)
+    for columns in SOMETIMES:
+        if any(result.values(key) for result in results for key in columns.values()):
+            shown |= columns
     rows = tuple(
         (result.row.name, *(spread(list(result.values(key, giou).values())) for key in shown.values()))
         for result in results

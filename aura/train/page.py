@@ -27,7 +27,7 @@ from aura.files import read_text, write_text
 from aura.train.logs import read_log
 from aura.train.summary import report_lines
 
-TERMS = ("text", "visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
+TERMS = ("text", "visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial", "intent")
 NUM_EXAMPLES = 5
 CSS = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"

@@ -49,7 +49,7 @@ def write_run_report(
         # eval.py finds what was held out, and several files
         data = "" if best or split.sources else " --data FILE"
     command = f"python eval.py --checkpoint {folder}{data} --protocol teacher_forced"
-    losses = {f.name: last[f.name] for f in dataclasses.fields(Losses)}
+    losses = {f.name: last[f.name] for f in dataclasses.fields(Losses) if f.name in last}
     seconds, steps = round(log.seconds, 1), last["step"]
     report = {"steps": steps, "effective_batch": effective_batch, "seconds": seconds, "best": best, "losses": losses}
     report["evaluate"] = command
@@ -73,6 +73,12 @@ def report_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
         "|---|---|",
         *(f"| {name} | {value:.4f} |" for name, value in report["losses"].items() if value is not None),
     ]
+
+
+def _loss_weights(config: Config) -> dict[str, float]:
+    """Those of the terms that the model has."""
+    weights = {name: value for name, value in vars(config.loss).items() if isinstance(value, float)}
+    return {name: value for name, value in weights.items() if name != "intent" or config.model.intent}
 
 
 def model_card(
@@ -114,11 +120,12 @@ def model_card(
                 (settings.spatial_occlusion, settings.spatial_form),
             )
         ),
+        **({"head that tells which mask is asked for": "yes"} if settings.intent else {}),
         "batch": f"{train.micro_batch_size} images x {train.accumulation} accumulation per process"
         + (f", {report['effective_batch']} in all" if report else ""),
         "learning rate": f"{train.lr:g}, {train.warmup_steps} steps of warm-up, linear decay, AdamW {train.betas}",
         "precision, ZeRO stage, seed": f"{train.precision}, {train.zero_stage}, {train.seed}",
-        "loss weights": ", ".join(f"{k} {v:g}" for k, v in vars(config.loss).items() if isinstance(v, float)),
+        "loss weights": ", ".join(f"{k} {v:g}" for k, v in _loss_weights(config).items()),
         "weights": f"{dtype} (SAM and the mask decoders in fp32), {total:,} parameters, {trained:,} of them trainable",
     }
     files = {**config.data.files(), **(config.data.val_files() or {"val": config.data.val})}

@@ -39,7 +39,8 @@ from aura.train.summary import opening, write_run_report
 from aura.train.validation import look_up, shown, validate, validation_samples
 from aura.types import Batch, Losses, Sample
 
-LOSS_NAMES = tuple(f.name for f in dataclasses.fields(Losses))
+LOSS_NAMES = tuple(f.name for f in dataclasses.fields(Losses) if f.name != "intent")
+"""The losses of every model; one that tells which mask is asked for has ``intent`` besides."""
 
 RESCALING_BATCHES = 16
 """Batches whose ``[SEG]`` states say how large they are (``model.rescale_states``)."""
@@ -73,12 +74,13 @@ class Trainer:
         self.folder = Path(config.train.output_dir)
         self.checkpoints = ckpt.Checkpoints(self.folder, config.train.keep_last, process)
         self.criterion = AuraCriterion(config.loss)
+        self.loss_names = (*LOSS_NAMES, "intent") if config.model.intent else LOSS_NAMES
         self.effective_batch = self.settings.micro_batch_size * self.settings.accumulation * process.world_size
         self.best: dict[str, Any] | None = None
         self.terms: list[tuple[tuple[int, ...], torch.Tensor]] = []
-        """Images and losses (in the order of :data:`LOSS_NAMES`) of the optimizer step's micro-batches so far."""
+        """Images and losses (in the order of ``loss_names``) of the optimizer step's micro-batches so far."""
         self.skipped = False
-        self.sources = SourceLosses(samples.names if isinstance(samples, Mixture) else (), LOSS_NAMES)
+        self.sources = SourceLosses(samples.names if isinstance(samples, Mixture) else (), self.loss_names)
 
     def run(self) -> int:
         """Train to the end, or until a signal comes.
@@ -172,12 +174,12 @@ class Trainer:
             self.window = Window.shared(windows, self.process.world_size)
             parts = [ckpt.read_own_state(found, writer).get("sources") or [] for writer in writers]
             names = self.sources.sources
-            self.sources = SourceLosses.shared(names, LOSS_NAMES, parts, self.process.world_size)
+            self.sources = SourceLosses.shared(names, self.loss_names, parts, self.process.world_size)
         else:
             own = ckpt.read_own_state(found, self.process)
             set_rng_state(own["rng"])
             self.window = Window(own["window"])
-            self.sources = SourceLosses(self.sources.sources, LOSS_NAMES, own.get("sources"))
+            self.sources = SourceLosses(self.sources.sources, self.loss_names, own.get("sources"))
         of = f" (processes: {processes}, now {self.process.world_size})" if resharded else ""
         self._say(f"continuing {found}{of} in {self.folder}")
         # Elsewhere the best checkpoint would stay behind, and could not be exported at the end.
@@ -225,7 +227,7 @@ class Trainer:
             losses = self.criterion(self.engine(batch), batch)
         self.engine.backward(losses.total)
         # Read once per optimizer step, all together: each look makes the GPU wait.
-        values = torch.stack([getattr(losses, name).detach().float() for name in LOSS_NAMES])
+        values = torch.stack([getattr(losses, name).detach().float() for name in self.loss_names])
         self.terms.append((batch.image_ids, values))
         try:
             self.skipped = self.engine.step()
@@ -257,7 +259,7 @@ class Trainer:
             FloatingPointError: One is not finite, where no loss scale can be the reason; the message names its images.
         """
         rows = torch.stack([terms for _, terms in self.terms]).tolist()
-        losses = [dict(zip(LOSS_NAMES, row, strict=True)) for row in rows]
+        losses = [dict(zip(self.loss_names, row, strict=True)) for row in rows]
         for (images, _), terms in zip(self.terms, losses, strict=True):
             if self.engine.scaler is None and not math.isfinite(terms["total"]):
                 raise FloatingPointError(
@@ -269,7 +271,7 @@ class Trainer:
     def _log(self, step: int, lr: float) -> dict[str, float]:
         """Write a log line; the losses for the progress bar, of all and of each source."""
         # A window in which no loss was finite (fp16) has no means; all processes give the same names.
-        means = {name: self.window.means().get(name, math.nan) for name in LOSS_NAMES}
+        means = {name: self.window.means().get(name, math.nan) for name in self.loss_names}
         means = dict(zip(means, ds.mean_over_processes(list(means.values()), self.process), strict=True))
         self.window = Window()
         speed = round(self.log.speed(step) * self.effective_batch, 3)

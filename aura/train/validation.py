@@ -60,7 +60,7 @@ def validate(
         except (OSError, ValueError) as error:
             tqdm.write(f"WARNING: {keep} is not complete: {error}")
     set_rng_state(before)
-    shown = ("num_objects", "amodal", "visible", "no_target")
+    shown = ("num_objects", "amodal", "visible", "no_target", "asked")
     alone = {name: {key: part[key] for key in shown if key in part} for name, part in parts.items()}
     figures = {key: value for key, value in report.as_dict().items() if not isinstance(value, list)}
     return {**figures, "sources": alone} if alone else figures

@@ -128,6 +128,7 @@ def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) ->
         image_token_merge=settings.image_token_merge,
         image_places=settings.image_places,
         rescale_states=settings.rescale_states,
+        intent=settings.intent,
     )
 
 
@@ -279,12 +280,12 @@ def _from_export(
             )
         setattr(config, encoder, getattr(settings, encoder))
         setattr(config, form, wanted)
-    config.masks = settings.masks
+    config.masks, config.intent = settings.masks, settings.intent
     model, info = AuraModel.from_pretrained(
         folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True
     )
     absent, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    optional = ("occlusion_condition.", "spatial_occlusion.")
+    optional = ("occlusion_condition.", "spatial_occlusion.", "intent.")
     new = tuple(key for key in absent if key.startswith(optional))
     missing = tuple(key for key in absent if not key.startswith(optional))
     loaded = len(model.state_dict()) - len(absent)
@@ -377,6 +378,7 @@ def _new_parts(model: AuraModel) -> list[PartReport]:
         "rescaling": ("prompt_encoder.rescaling.",),
         "occlusion_condition": ("occlusion_condition.",),
         "spatial_occlusion": ("spatial_occlusion.",),
+        "intent": ("intent.",),
     }
     parts = []
     for part, (mark,) in prefixes.items():

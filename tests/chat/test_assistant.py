@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from aura.chat import assistant as assistant_module
 from aura.chat.assistant import Assistant, ChatSession, find_export, reply_record
 from aura.data.processor import Processor
 from aura.masks import decode_rle
+from aura.types import MaskOutput
 
 ANSWERS = (
     "You could ride the bus [SEG], which the tree [SEG] hides.",
@@ -88,7 +88,7 @@ def test_the_masks_are_the_models_logits_above_zero(assistant, image, monkeypatc
     half = torch.full((2, 32, 32), -1.0)
     half[:, :, :16] = 1.0
     whole = torch.ones(2, 32, 32)
-    masks = SimpleNamespace(visible_logits=half, amodal_logits=whole, occlusion_rate=None, spatial_logits=None)
+    masks = MaskOutput(half, whole, None, None)
     monkeypatch.setattr(assistant.model, "decode_masks", lambda *args: masks)
     make_it_say(assistant, ANSWERS[0])
     first = assistant.ask(image, "What?").objects[0]
@@ -98,7 +98,7 @@ def test_the_masks_are_the_models_logits_above_zero(assistant, image, monkeypatc
 
 
 def test_a_model_of_one_kind_of_mask_leaves_the_other_out(assistant, image, monkeypatch):
-    masks = SimpleNamespace(visible_logits=torch.ones(2, 32, 32), amodal_logits=None, occlusion_rate=None)
+    masks = MaskOutput(torch.ones(2, 32, 32), None, None, None)
     monkeypatch.setattr(assistant.model, "decode_masks", lambda *args: masks)
     make_it_say(assistant, ANSWERS[0])
     reply = assistant.ask(image, "What?")

@@ -82,3 +82,8 @@ def test_masks_are_written_whole_in_a_place_of_their_own(tmp_path):
     assert first.name == "ü_x_masks.zip" and [p.name for p in first.parent.iterdir()] == [first.name]
     assert zipfile.ZipFile(first).testzip() is None
     assert write_masks(tmp_path, "..", image, "Q", REPLY).name == "image_masks.zip"
+
+
+def test_an_asked_mask_stands_behind_the_name():
+    whole = Reply("The bus [SEG].", (ReplyObject("bus", MASK, MASK, 0.0, "amodal"),))
+    assert object_rows(whole) == [[1, "bus, whole shape asked", "0%", "1,200", "1,200"]]

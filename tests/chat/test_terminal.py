@@ -251,7 +251,7 @@ def test_an_only_mask_is_shown_with_dashes_for_the_other(say, answers):
 # --- chat.py ----------------------------------------------------------------------------------------------------------
 
 KEYS = {"image", "width", "height", "turn", "question", "text", "truncated", "objects", "overlay"}
-OBJECT_KEYS = {"name", "occlusion_rate", "visible", "amodal", "visible_bbox", "bbox", "visible_area", "area"}
+OBJECT_KEYS = {"name", "asked", "occlusion_rate", "visible", "amodal", "visible_bbox", "bbox", "visible_area", "area"}
 
 
 def test_json_is_one_object_per_answer_and_nothing_else(export, street, out, capsys):
@@ -321,3 +321,16 @@ def test_a_question_that_fails_and_a_folder_that_cannot_be_written(export, stree
 def test_ctrl_c_in_one_shot_use_ends_with_130(export, street, out, answers):
     answers.append(KeyboardInterrupt())
     assert chat.main(["--checkpoint", str(export), "--image", str(street), "--out", str(out), "--ask", "What?"]) == 130
+
+
+def test_an_asked_mask_is_told(say, answers):
+    mask = np.ones((40, 60), bool)
+    kinds = {"visible": "visible part", "amodal": "whole shape", "both": "both"}
+    objects = tuple(ReplyObject("cup", mask, mask, 0.0, kind) for kind in kinds)
+    answers.append(Reply("Here [SEG] and [SEG] and [SEG].", objects))
+    _, printed = say("Which?")
+    rows = [" ".join(line.split()) for line in printed.splitlines() if "██" in line]
+    for row, words in zip(rows, kinds.values(), strict=True):
+        assert f"cup {words} 0%" in row
+    _, printed = say("What could I ride?")
+    assert "asked" not in printed

@@ -174,3 +174,11 @@ def test_an_unknown_shape_is_marked():
     batch = collate([sample])
     assert batch.shape_known.tolist() == [True, False]
     assert batch.occlusion_rates.tolist() == [0.25, 0.0]
+
+
+def test_asked_masks_come_in_the_order_of_the_classes():
+    sample = processed([talk([1, 5, 6, 9, 9, 2], {3, 4, 5}, 3)])
+    first, *rest = sample.targets[0]
+    sample.targets = ((first._replace(asked="amodal"), *rest),)
+    batch = collate([sample])
+    assert batch.asked.tolist() == [1, *[2] * len(rest)] and batch.asked.dtype == torch.int64

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from aura.drawing.typesetting import PALETTE, Word, colour_of, text_width, words, wrap
-from aura.drawing.visualize import SheetRow, ShownObject, _row_text, contact_sheet, hidden_text, overlay, paint
+from aura.drawing.visualize import (
+    SheetRow,
+    ShownObject,
+    _row_text,
+    asked_text,
+    contact_sheet,
+    hidden_text,
+    overlay,
+    paint,
+)
 from aura.types import ReplyObject
 
 
@@ -134,3 +145,26 @@ def test_lines_fit_and_punctuation_stays_with_its_chip() -> None:
         assert all(text_width(line, 14) <= width or len([w for w in line if not w.glued]) == 1 for line in lines)
         assert not any(line[0].text in ",." for line in lines)
     assert wrap([Word("unbreakable")], 5, 14) == [[Word("unbreakable")]]
+
+
+def test_the_asked_mask_is_the_plain_area() -> None:
+    image, obj = scene()
+    colour = np.array(colour_of(0).rgb)
+    filled = 0.52 * 120 + 0.48 * colour
+    hidden = {}
+    for asked in ("both", "visible", "amodal"):
+        pixels = np.asarray(paint(image, [replace(obj, asked=asked)], 768)).astype(int)  # type: ignore[arg-type]
+        hidden[asked] = pixels[300:420, 100:350].reshape(-1, 3)  # inside the invisible area, away from its border
+        np.testing.assert_allclose(pixels[90:230, 270:350].mean((0, 1)), filled, atol=2)
+    assert hidden["both"].std(0).max() > 20
+    assert (hidden["visible"] == 120).all()
+    np.testing.assert_allclose(hidden["amodal"].mean(0), filled, atol=2)
+    assert np.ptp(hidden["amodal"], axis=0).max() <= 2
+
+
+def test_the_legend_says_which_mask_is_asked_for() -> None:
+    image, obj = scene()
+    assert asked_text("both") == "" and asked_text("amodal") == "whole shape asked"
+    row = SheetRow(image, "What?", "A [SEG].", [replace(obj, asked="visible")], "A [SEG].", [obj])
+    texts = [[word.text for word in part] for part in _row_text(row)]
+    assert any("50 % hidden, visible part asked" in " ".join(part) for part in texts)

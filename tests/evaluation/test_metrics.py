@@ -308,3 +308,25 @@ def test_no_target_accuracies_are_those_of_gres() -> None:
     assert summarise([], answers)["no_target"] == expected
     assert "no_target" not in summarise([], answers[3:])
     assert summarise([], answers[:3])["no_target"]["t_acc"] is None
+
+
+def test_how_often_the_asked_mask_is_known() -> None:
+    full = box(0, 0, 10, 10)
+    pairs = [("visible", "visible"), ("visible", "both"), ("amodal", "amodal"), ("both", "both"), ("both", None)]
+    scores = [
+        score_object(record(i), MaskPair(full, full, asked=true), MaskPair(full, full, asked=guess))  # type: ignore[arg-type]
+        for i, (true, guess) in enumerate(pairs)
+    ]
+    missed = score_object(record(5), MaskPair(full, full, asked="amodal"), None)
+    extra = score_object(replace(record(6), annotation_id=-1), None, MaskPair(full, full, asked="amodal"))
+    assert summarise([*scores, missed, extra], [])["asked"] == {
+        "num_objects": 6,
+        "accuracy": 3 / 6,
+        "accuracy_visible": 1 / 2,
+        "accuracy_amodal": 1 / 2,
+        "accuracy_both": 1 / 2,
+        "most_common": 2 / 6,
+    }
+    silent = [score_object(o.record, MaskPair(full, full, asked="amodal"), MaskPair(full, full)) for o in scores]
+    assert summarise(silent, [])["asked"]["accuracy"] is None and summarise(silent, [])["asked"]["most_common"] == 1
+    assert "asked" not in summarise(scores[3:], []) and "asked" not in summarise([], [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -218,3 +219,24 @@ def test_no_target_figures_of_two_trainings_are_one_where_they_agree() -> None:
     first = Report(seen.protocol, seen.objects, (*seen.answers, none)).as_dict()
     assert combine(first, silent)["no_target"] == first["no_target"]
     assert combine(first, loud)["no_target"] == {**first["no_target"], "n_acc": None}
+
+
+def test_the_asked_mask_stands_only_where_questions_mean_one_kind(tmp_path) -> None:
+    plain = make_report()
+    kinds = ("visible", "amodal", "both")
+    asking = [
+        dataclasses.replace(o, true_asked=kinds[i % 3], predicted_asked=kinds[min(i, 2)])  # type: ignore[arg-type]
+        for i, o in enumerate(plain.objects)
+    ]
+    report = Report(plain.protocol, tuple(asking), plain.answers, "asking")
+    report.write(tmp_path, beside={"AURA": plain.as_dict()})
+    title = "Which mask is asked for, % of objects"
+    assert title in (tmp_path / "report.md").read_text() and title not in [table.title for table in plain.tables()]
+    (table,) = [table for table in report.tables() if table.title == title]
+    assert table.rows == (("asking", "generated_matched", "6", "66.67", "50.00", "50.00", "100.00", "33.33"),)
+    assert json.loads((tmp_path / "report.json").read_text())["asked"]["accuracy"] == 4 / 6
+    rows = [json.loads(line) for line in (tmp_path / "objects.jsonl").read_text().splitlines()]
+    assert (rows[3]["asked"], rows[3]["predicted_asked"]) == ("visible", "both")
+    assert all("asked" not in row for row in plain.object_rows())
+    (row,) = [r for r in csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())) if r["asked.accuracy"]]
+    assert row["method"] == "asking"

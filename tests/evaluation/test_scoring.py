@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, load_predictions, score
+from aura.evaluation.scoring import PredictedAnswer, Prediction, Scorer, load_predictions, save_predictions, score
 from aura.masks import encode_rle
 from aura.types import AmodalObject, Conversation, MaskPair, Sample, Turn
 
@@ -315,3 +315,24 @@ def test_an_answer_that_marks_nothing_where_nothing_is(dataset) -> None:
     nothing = [dataclasses.replace(p, visible=empty, amodal=empty) if p.conversation_id == 12 else p for p in there]
     assert accuracies(nothing) == (1, pytest.approx(2 / 3))
     assert "no_target" not in score(dataset[1:], [p for p in there if p.conversation_id == 12]).as_dict()
+
+
+@pytest.mark.parametrize("protocol", ["teacher_forced", "generated_order", "generated_matched"])
+def test_the_asked_mask_is_held_against_what_a_prediction_says(dataset, protocol, tmp_path) -> None:
+    first, second = dataset
+    two, one = first.conversations[0].turns
+    asking = dataclasses.replace(
+        first.conversations[0], turns=(dataclasses.replace(two, asked=("visible", "amodal")), one)
+    )
+    dataset = [dataclasses.replace(first, conversations=(asking, *first.conversations[1:])), second]
+    kinds = ("visible", "amodal", "both", "both", "amodal")
+    said = [dataclasses.replace(p, asked=kind) for p, kind in zip(perfect(dataset), kinds, strict=True)]  # type: ignore[arg-type]
+    save_predictions(tmp_path / "said.json", said)
+    read = load_predictions(tmp_path / "said.json")
+    assert [p.asked for p in read] == list(kinds)
+    figures = score(dataset, read, protocol=protocol).as_dict()["asked"]
+    assert (figures["num_objects"], figures["accuracy"], figures["accuracy_both"]) == (5, 4 / 5, 2 / 3)
+    assert score(dataset, perfect(dataset), protocol=protocol).as_dict()["asked"]["accuracy"] is None
+    (tmp_path / "wrong.json").write_text((tmp_path / "said.json").read_text().replace('"visible"}', '"seen"}'))
+    with pytest.raises(ValueError, match=r"wrong.json: prediction 0 .*asked must be one of visible, amodal, both"):
+        load_predictions(tmp_path / "wrong.json")

@@ -315,3 +315,61 @@ def test_a_wrong_ignore_mask_is_told(ignoring):
     document["images"][0]["ignore"] = [[1, 2, 3, 4, 5, 6]]
     with pytest.raises(ValueError, match=r"split\.json: image 1: 'ignore' must be a compressed RLE"):
         AmodalReasonSeg(document, source="split.json")
+
+
+@pytest.fixture
+def intended(tmp_path) -> AmodalReasonSeg:
+    """The dialogue, with a question that means one kind of mask of each object."""
+    first, second = dialogue().turns
+    talk = dataclasses.replace(dialogue(), turns=(first, dataclasses.replace(second, asked=("amodal", "visible"))))
+    return AmodalReasonSeg.build([image()], {1: [talk]}, source=tmp_path / "split.json", image_folder="pictures")
+
+
+def test_the_masks_that_are_asked_for_are_kept(intended, tmp_path):
+    (record,) = intended.document["conversations"]
+    assert "asked" not in record["turns"][0] and record["turns"][1]["asked"] == ["amodal", "visible"]
+    again = AmodalReasonSeg.load(intended.save())
+    assert again[0] == intended[0] and [t.asked for t in again[0].conversations[0].turns] == [(), ("amodal", "visible")]
+    first, second = again[0].conversations[0].turns
+    assert (first.asks(0), second.asks(0), second.asks(1)) == ("both", "amodal", "visible")
+    assert again.save(tmp_path / "again.json").read_bytes() == intended.source.read_bytes()
+    figures = again.statistics()
+    assert (figures["asked_visible"], figures["asked_amodal"]) == (1, 1)
+    assert problems(intended.document) == []
+
+
+def test_both_masks_are_what_silence_means(dataset, document):
+    document["conversations"][0]["turns"][1]["asked"] = ["both", "both"]
+    said = AmodalReasonSeg(document, source=dataset.source)
+    assert said[0] == dataset[0] and "asked_visible" not in said.statistics()
+    # Digests of runs are made of this text: a data set that asks for nothing has the one that it always had.
+    assert repr(Turn("Q?", "A [SEG].", (1,))) == "Turn(question='Q?', answer='A [SEG].', objects=(1,))"
+    assert repr(Turn("Q?", "A [SEG].", (1,), ("visible",))).endswith("objects=(1,), asked=('visible',))")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["amodal"], "'asked' has 1 entries for 2 objects"),
+        (["amodal", "whole"], "give visible, amodal or both for each object"),
+        ("amodal", "give visible, amodal or both for each object"),
+        ([["amodal"], 3], "give visible, amodal or both for each object"),
+        ({"10": "amodal"}, "give visible, amodal or both for each object"),
+    ],
+)
+def test_a_wrong_asked_is_told(dataset, document, asked, told):
+    document["conversations"][0]["turns"][1]["asked"] = asked
+    assert [told in problem.message for problem in problems(document)] == [True]
+    with pytest.raises(ValueError, match=rf"split.json: conversation 5, turn 1: .*{told}"):
+        AmodalReasonSeg(document, source=dataset.source)
+    dataset.source.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=rf"split.json: conversation 5, turn 1: .*{told}"):
+        AmodalReasonSeg.load(dataset.source)
+
+
+def test_a_shape_that_is_not_known_cannot_be_asked_for(half_known):
+    turn = half_known["conversations"][0]["turns"][0]
+    known = len(problems(half_known))
+    turn["asked"] = ["amodal"]
+    more = [problem.message for problem in problems(half_known)]
+    assert len(more) == known + 1 and any("wants the amodal mask of annotation 10" in message for message in more)

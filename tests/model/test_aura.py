@@ -250,7 +250,8 @@ def test_training_starts_from_the_baseline(tiny_config):
     assert ((output.occlusion_rate > 0) & (output.occlusion_rate < 1)).all()
 
 
-def test_prompts_of_several_images_share_a_call(tiny_model):
+def test_prompts_of_several_images_share_a_call(make_model):
+    tiny_model = make_model(intent=True)
     states, embeddings = torch.randn(4, 32), torch.randn(3, 32, 8, 8)
     image = torch.tensor([0, 0, 2, 1])
     together = tiny_model.decode_masks(states, embeddings, image)

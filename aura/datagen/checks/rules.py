@@ -15,11 +15,12 @@ from rapidfuzz import fuzz
 
 from aura.datagen.checks.claims import contradictions
 from aura.datagen.checks.english import not_english
+from aura.datagen.checks.intents import asked_is_said
 from aura.datagen.checks.mentions import mentions_in, names_in, plain
 from aura.datagen.facts.facts import Facts, facts_of
 from aura.datagen.records import PairDraft, PairProblem
 from aura.formats.sources import AnnotatedImage
-from aura.types import SEG_TOKEN
+from aura.types import SEG_TOKEN, Masks
 
 _RESERVED = re.compile(r"<image>|<im_start>|<im_end>|<im_patch>|</?s>|<unk>|<pad>|\[/?INST\]|<<SYS>>", re.IGNORECASE)
 _SPOILT_MARK = re.compile(r"[\[<(]\s*/?seg\w*\s*[\])>]", re.IGNORECASE)
@@ -84,6 +85,7 @@ class PairChecker:
             *is_english(pair),
             *lengths_fit(pair, settings),
             *text_is_clean(pair),
+            *asked_is_said(pair, facts),
         ]
         if position is not None:
             found += follows_an_earlier_pair(pair, others)
@@ -166,7 +168,7 @@ def occlusion_agrees(pair: PairDraft, facts: Facts) -> Iterator[PairProblem]:
 
 
 def not_a_duplicate(pair: PairDraft, others: Sequence[PairDraft], threshold: float = 90.0) -> Iterator[PairProblem]:
-    """No other pair of the image asks nearly the same for the same objects, nor the very same for others.
+    """No other pair of the image asks nearly the same for the same masks, nor the very same for other objects.
 
     Questions such as "What hides it?" depend on what they follow, so that only openers are held against openers, and
     follow-ups against those that continue the same pair.
@@ -175,7 +177,7 @@ def not_a_duplicate(pair: PairDraft, others: Sequence[PairDraft], threshold: flo
         if other is pair or other.follows != pair.follows:
             continue
         alike = fuzz.token_sort_ratio(_bare(pair.question), _bare(other.question))
-        if alike >= threshold and set(other.objects) == set(pair.objects):
+        if alike >= threshold and _wanted(other) == _wanted(pair):
             yield PairProblem(
                 "duplicate",
                 f"nearly the same question was asked before: {other.question!r}",
@@ -189,6 +191,12 @@ def not_a_duplicate(pair: PairDraft, others: Sequence[PairDraft], threshold: flo
                 f'The question "{pair.question}" is taken, with another answer; ask something else.',
             )
             return
+
+
+def _wanted(pair: PairDraft) -> set[tuple[int, Masks]]:
+    """Each object with the mask that is asked for."""
+    asked: Sequence[Masks] = pair.asked or ["both" for _ in pair.objects]
+    return set(zip(pair.objects, asked, strict=False))
 
 
 def is_english(pair: PairDraft) -> Iterator[PairProblem]:

@@ -10,6 +10,7 @@ from aura.datagen.facts.facts import Facts, facts_of
 from aura.datagen.facts.grammar import FORMS
 from aura.datagen.facts.knowledge import names_category
 from aura.datagen.offline.ideas import Idea, follow_ups, ideas_of, spare_ideas
+from aura.datagen.offline.intents import with_intent
 from aura.formats.sources import AnnotatedImage
 from aura.types import Conversation, Turn
 
@@ -21,6 +22,9 @@ NUMBERS = ("one", "two", "three", "four")
 SEVERAL = 0.5
 """Answers with n objects are preferred by n to this power."""
 
+_Said = tuple[Idea, Turn]
+"""A turn, and the idea that it puts into words."""
+
 
 def generate_conversations(
     image: AnnotatedImage,
@@ -29,6 +33,7 @@ def generate_conversations(
     seed: int,
     first_id: int = 0,
     crowds: Mapping[str, str] | None = None,
+    intents: bool = False,
 ) -> list[Conversation]:
     """``pairs`` question-answer pairs about ``image``: single questions, and two conversations of two or three turns.
 
@@ -43,6 +48,8 @@ def generate_conversations(
         first_id: Id of the first conversation; the others follow.
         crowds: Categories of which more is in the picture than ``objects`` says, with their supercategories. Nothing
             is asked whose answer they would belong to.
+        intents: Many questions mean one kind of mask (:mod:`aura.datagen.offline.intents`); they are otherwise the
+            same.
     """
     if pairs < 1:
         raise ValueError(f"pairs must be positive, got {pairs}")
@@ -50,15 +57,20 @@ def generate_conversations(
         return []
     writer = _Writer(facts_of(image, crowds), np.random.default_rng([seed, image.image_id]))
     lengths = _lengths(pairs, writer.rng)
-    written: list[list[Turn]] = [turns for length in lengths if (turns := writer.conversation(length))]
+    written: list[list[_Said]] = [turns for length in lengths if (turns := writer.conversation(length))]
     missing = pairs - sum(map(len, written))
     while missing > 0 and (turns := writer.conversation(1, spare=True)):
         written.append(turns)
         missing -= 1
     # The longer conversations are written first, so that they find their ideas unused; then all are mixed.
     order = writer.rng.permutation(len(written)).tolist()
-    provenance = {"generator": GENERATOR, "version": VERSION, "seed": seed}
-    return [Conversation(first_id + n, tuple(written[i]), dict(provenance)) for n, i in enumerate(order)]
+    provenance: dict[str, object] = {"generator": GENERATOR, "version": VERSION, "seed": seed}
+    turns_of = [[turn for _, turn in turns] for turns in written]
+    if intents:
+        provenance["intents"] = True
+        chance = np.random.default_rng([seed, image.image_id, 1])  # its own, so that all else stays as it was
+        turns_of = [[with_intent(*said, writer.facts, chance) for said in turns] for turns in written]
+    return [Conversation(first_id + n, tuple(turns_of[i]), dict(provenance)) for n, i in enumerate(order)]
 
 
 def _lengths(pairs: int, rng: np.random.Generator) -> list[int]:
@@ -78,22 +90,21 @@ class _Writer:
         self.told: set[tuple[str, tuple[int, ...], str]] = set()
         self.kinds: dict[str, int] = {}
 
-    def conversation(self, length: int, spare: bool = False) -> list[Turn]:
+    def conversation(self, length: int, spare: bool = False) -> list[_Said]:
         """Up to ``length`` turns, none if no idea is left; ``spare`` takes plain and repeated ideas too."""
         pool = spare_ideas(self.facts) if spare else self.ideas
         first = self._next(pool, repeat=spare)
         if first is None:
             return []
-        turns, previous = [first[1]], first[0]
+        turns = [first]
         while len(turns) < length:
-            following = self._next(follow_ups(self.facts, previous), repeat=False)
+            following = self._next(follow_ups(self.facts, turns[-1][0]), repeat=False)
             if following is None:
                 break
-            previous = following[0]
-            turns.append(following[1])
+            turns.append(following)
         return turns
 
-    def _next(self, ideas: Sequence[Idea], repeat: bool) -> tuple[Idea, Turn] | None:
+    def _next(self, ideas: Sequence[Idea], repeat: bool) -> _Said | None:
         """A new idea, drawn by weight, with its turn; with ``repeat`` an idea may return in other words."""
         left = [i for i in ideas if repeat or (i.content not in self.told and self._count(i) < MAX_PER_KIND)]
         while left:

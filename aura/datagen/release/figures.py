@@ -29,6 +29,7 @@ class SplitFigures:
         self.categories: set[str] = set()
         self.questions: set[bytes] = set()
         self.per_answer = Counter[int]()
+        self.asked = Counter[str]()
         self.turns = Counter[int]()
         self.histogram = np.zeros(len(OCCLUSION_BINS) - 1, np.int64)
 
@@ -48,6 +49,7 @@ class SplitFigures:
             for turn in conversation.turns:
                 self.pairs += 1
                 self.per_answer[len(turn.objects)] += 1
+                self.asked.update(turn.asked)
                 self.words.update(question=len(turn.question.split()), answer=len(turn.answer.split()))
                 self.questions.add(hashlib.blake2b(turn.question.encode(), digest_size=16).digest())
 
@@ -73,4 +75,5 @@ class SplitFigures:
             "mean_occlusion_rate": self.rates / max(self.known, 1),
             "occlusion_histogram": self.histogram.tolist(),
             "occluded_objects": self.occluded,
+            **{f"asked_{kind}": self.asked[kind] for kind in ("visible", "amodal") if self.asked[kind]},
         }

@@ -48,7 +48,12 @@ FEATURES: dict[str, Any] = {
         {
             "id": _value("int64"),
             "turns": _list(
-                {"question": _value("string"), "answer": _value("string"), "objects": _list(_value("int64"))}
+                {
+                    "question": _value("string"),
+                    "answer": _value("string"),
+                    "objects": _list(_value("int64")),
+                    "asked": _list(_value("string")),
+                }
             ),
             "provenance": _value("string"),
         }
@@ -110,7 +115,13 @@ def _row(released: ReleasedImage) -> dict[str, Any]:
             {
                 "id": conversation.id,
                 "turns": [
-                    {"question": t.question, "answer": t.answer, "objects": list(t.objects)} for t in conversation.turns
+                    {
+                        "question": turn.question,
+                        "answer": turn.answer,
+                        "objects": list(turn.objects),
+                        "asked": list(turn.asked),
+                    }
+                    for turn in conversation.turns
                 ],
                 "provenance": json.dumps(dict(conversation.provenance), sort_keys=True),
             }

@@ -11,7 +11,7 @@ from aura.datagen.settings import ExportSettings
 from aura.datagen.store.images import StoredImage
 from aura.datagen.store.pairs import Pair, conversations_of
 from aura.datagen.store.store import Store
-from aura.types import SEG_TOKEN, Conversation, Turn
+from aura.types import SEG_TOKEN, Conversation, Turn, asked_flaw
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Selection:
         for pairs in conversations_of(self.store.pairs.of(stored.image.image_id)):
             kept = self._kept(pairs, left_out)
             if kept:
-                turns = tuple(Turn(p.text.question, p.text.answer, p.text.objects) for p in kept)
+                turns = tuple(Turn(p.text.question, p.text.answer, p.text.objects, p.text.asked) for p in kept)
                 yield Conversation(kept[0].id, turns, {"turns": [self._provenance(p) for p in kept]})
 
     def _kept(self, pairs: Sequence[Pair], left_out: Counter[str]) -> Sequence[Pair]:
@@ -70,6 +70,8 @@ class Selection:
             return "pairs whose review is not over"
         # Annotators cannot let such a pair pass; a generator can.
         if pair.text.answer.count(SEG_TOKEN) != len(pair.text.objects):
+            return "pairs with a broken form"
+        if asked_flaw(pair.text.asked, len(pair.text.objects)):
             return "pairs with a broken form"
         if not (pair.text.question.strip() and pair.text.answer.strip()):
             return "pairs with a broken form"
@@ -104,6 +106,7 @@ class Selection:
                     "question": version.text.question,
                     "answer": version.text.answer,
                     "objects": list(version.text.objects),
+                    **({"asked": list(version.text.asked)} if version.text.asked else {}),
                 }
                 for version in history
             ]

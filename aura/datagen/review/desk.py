@@ -14,7 +14,7 @@ from aura.datagen.records import PairDraft, PairProblem
 from aura.datagen.store.agreement import DECISIONS, Decision, PairText, same_text
 from aura.datagen.store.annotators import Annotator
 from aura.datagen.store.images import StoredImage
-from aura.datagen.store.pairs import Conflict, Pair
+from aura.datagen.store.pairs import Conflict, Pair, draft_of
 from aura.datagen.store.queues import QueueItem
 from aura.datagen.store.reviews import OUTCOMES, Draft, Task
 from aura.datagen.store.store import Store
@@ -127,11 +127,11 @@ class Desk:
     def problems(self, pair: Pair, text: PairText) -> tuple[PairProblem, ...]:
         """What the checks say about a text in the place of a pair's."""
         earlier = [
-            PairDraft(other.text.question, other.text.answer, other.text.objects, other.follows)
+            draft_of(other.text, other.follows)
             for other in self.store.pairs.of(pair.image_id)
             if other.position < pair.position and other.state != "rejected"
         ]
-        draft = PairDraft(text.question, text.answer, text.objects, pair.follows)
+        draft = PairDraft(text.question, text.answer, text.objects, pair.follows, pair.text.asked_of(text.objects))
         return self.checker(pair.image_id).check(draft, earlier)
 
     # --- looking ------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Desk:
 
     def _must_stand(self, pair: Pair) -> None:
         """Refuse to accept what no data set can hold, such as an answer with a mark too many."""
-        Turn(pair.text.question, pair.text.answer, pair.text.objects)
+        Turn(pair.text.question, pair.text.answer, pair.text.objects, pair.text.asked)
         missing = sorted(set(pair.text.objects) - set(self.checker(pair.image_id).facts.ids))
         if missing:
             raise ValueError(f"annotations {missing} are not objects of image {pair.image_id}; edit or reject the pair")

@@ -19,8 +19,8 @@ from aura.datagen.store.queues import AnnotatorProgress
 from aura.datagen.store.reviews import Verdict
 from aura.datagen.store.store import Status, Store
 from aura.drawing.typesetting import PALETTE, colour_of
-from aura.drawing.visualize import hidden_text
-from aura.types import SEG_TOKEN
+from aura.drawing.visualize import asked_text, hidden_text
+from aura.types import SEG_TOKEN, Masks
 
 SPARE_LINKS = 2
 """Empty object fields below those in use, for marks that are added without JavaScript."""
@@ -54,11 +54,15 @@ class ShownObject:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a text: words, or a ``[SEG]`` mark with its object (``None``: there is none)."""
+    """A piece of a text: words, or a ``[SEG]`` mark with its object (``None``: there is none).
+
+    ``asked`` says of a mark which one kind of mask is asked for, in words; empty for both.
+    """
 
     words: str = ""
     mark: bool = False
     object: ShownObject | None = None
+    asked: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,21 @@ def page_objects(facts: Facts, texts: Iterable[Sequence[int | None]]) -> tuple[S
     )
 
 
-def shown_text(question: str, answer: str, objects: Sequence[int | None], on_page: Sequence[ShownObject]) -> ShownText:
-    """A text whose marks know their objects."""
+def shown_text(
+    question: str,
+    answer: str,
+    objects: Sequence[int | None],
+    on_page: Sequence[ShownObject],
+    asked: Sequence[Masks] = (),
+) -> ShownText:
+    """A text whose marks know their objects and, by ``asked``, the mask that is asked for."""
     known = {obj.id: obj for obj in on_page}
     parts: list[Part] = []
     for number, words in enumerate(answer.split(SEG_TOKEN)):
         if number:
             linked = objects[number - 1] if number <= len(objects) else None
-            parts.append(Part(mark=True, object=None if linked is None else known.get(linked)))
+            kind: Masks = asked[number - 1] if number <= len(asked) else "both"
+            parts.append(Part("", True, None if linked is None else known.get(linked), asked_text(kind)))
         parts.append(Part(words))
     return ShownText(question, tuple(parts))
 
@@ -202,7 +213,7 @@ def review_page(desk: Desk, view: View, typed: Typed | None = None) -> ReviewPag
 
 
 def _shown(text: PairText, on_page: Sequence[ShownObject]) -> ShownText:
-    return shown_text(text.question, text.answer, text.objects, on_page)
+    return shown_text(text.question, text.answer, text.objects, on_page, text.asked)
 
 
 @dataclass(frozen=True)

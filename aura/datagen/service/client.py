@@ -21,7 +21,7 @@ from aura.datagen.service.api import Api, describe
 from aura.datagen.service.completions import Completion, read_completion
 from aura.datagen.service.costs import Ledger, ModelPrice, Usage, text_tokens
 from aura.datagen.service.estimates import expected_usage, upper_bound
-from aura.datagen.service.prompt import PROMPT_VERSION, Prompt, build_prompt, response_format
+from aura.datagen.service.prompt import Prompt, build_prompt, prompt_version, response_format
 from aura.datagen.service.refusals import raise_if_hopeless
 from aura.datagen.service.settings import ApiSettings
 
@@ -56,7 +56,7 @@ class OpenAIGenerator:
                 charges.release()
             if completion.usage is not None:
                 self._surprise = max(self._surprise, completion.usage.input / max(expected.input, 1))
-        return outcome(request.image.image_id, completion, charges.usage, charges.cost, self.name, self.model)
+        return outcome(request.image.image_id, completion, charges.usage, charges.cost, self.name, self.settings)
 
     async def _ask(self, request: GenerationRequest, prompt: Prompt, charges: _Charges) -> Completion:
         body = request_body(prompt, self.settings)
@@ -135,7 +135,8 @@ class _Charges:
 def prompt_of(request: GenerationRequest, settings: ApiSettings) -> Prompt:
     """The prompt, or a :class:`GenerationError` that says why there can be none."""
     try:
-        return build_prompt(request, image_side=settings.image_side, jpeg_quality=settings.jpeg_quality)
+        shown = {"image_side": settings.image_side, "jpeg_quality": settings.jpeg_quality}
+        return build_prompt(request, **shown, intents=settings.intents)
     except ValueError as error:
         reason: FailureReason = "image" if request.image.objects else "empty"
         failure = GenerationFailure(request.image.image_id, reason, str(error), retryable=False)
@@ -143,7 +144,7 @@ def prompt_of(request: GenerationRequest, settings: ApiSettings) -> Prompt:
 
 
 def outcome(
-    image_id: int, completion: Completion, usage: Usage, cost: float, generator: str, model: str
+    image_id: int, completion: Completion, usage: Usage, cost: float, generator: str, settings: ApiSettings
 ) -> GenerationResult:
     """The completion as a result, or as the :class:`GenerationError` that it amounts to."""
     if completion.reason is not None:
@@ -162,8 +163,8 @@ def outcome(
         image_id=image_id,
         pairs=completion.pairs,
         generator=generator,
-        model=completion.model or model,
-        prompt_version=PROMPT_VERSION,
+        model=completion.model or settings.model,
+        prompt_version=prompt_version(settings.intents),
         input_tokens=usage.input,
         output_tokens=usage.output,
         cost=cost,
@@ -181,7 +182,7 @@ def request_body(prompt: Prompt, settings: ApiSettings) -> dict[str, Any]:
         settings.output_limit_field: settings.max_output_tokens,
     }
     if settings.structured == "json_schema":
-        body["response_format"] = response_format()
+        body["response_format"] = response_format(settings.intents)
     elif settings.structured == "json_object":
         body["response_format"] = {"type": "json_object"}
     for key in ("temperature", "seed"):

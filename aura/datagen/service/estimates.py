@@ -9,7 +9,7 @@ from functools import cache
 
 from aura.datagen.records import GenerationRequest
 from aura.datagen.service.costs import Usage, image_tokens, text_tokens
-from aura.datagen.service.prompt import SYSTEM, Prompt, build_prompt, response_format, sent_size, user_text
+from aura.datagen.service.prompt import Prompt, build_prompt, response_format, sent_size, system_text, user_text
 from aura.datagen.service.settings import ApiSettings
 
 
@@ -49,7 +49,8 @@ def dry_run(
         output_tokens += expected.output
         most += upper_bound(expected, settings).cost(settings.price, batch=batch)
         if len(shown) < prompts:
-            shown.append(build_prompt(request, image_side=settings.image_side, jpeg_quality=settings.jpeg_quality))
+            picture = {"image_side": settings.image_side, "jpeg_quality": settings.jpeg_quality}
+            shown.append(build_prompt(request, **picture, intents=settings.intents))
     cost = Usage(input_tokens, output_tokens).cost(settings.price, batch=batch)
     known = settings.price is not None
     return Estimate(number, input_tokens, output_tokens, cost if known else None, most if known else None), tuple(shown)
@@ -63,13 +64,13 @@ def expected_usage(request: GenerationRequest, settings: ApiSettings, text: str 
     width, height = sent_size(request.image.width, request.image.height, settings.image_side)
     picture = image_tokens(width, height, settings.detail, settings.image_tokens_base, settings.image_tokens_tile)
     text = user_text(request, settings.image_side) if text is None else text
-    tokens = text_tokens(SYSTEM + text + _schema())
+    tokens = text_tokens(system_text(settings.intents) + text + _schema(settings.intents))
     return Usage(tokens + picture, min(request.pairs * settings.tokens_per_pair, settings.max_output_tokens))
 
 
 @cache
-def _schema() -> str:
-    return json.dumps(response_format())
+def _schema(intents: bool) -> str:
+    return json.dumps(response_format(intents))
 
 
 def upper_bound(expected: Usage, settings: ApiSettings) -> Usage:

@@ -202,7 +202,7 @@ def read_answer(where: Where, request: GenerationRequest, settings: ApiSettings)
         reason, detail, retryable = refusal.described()
         raise GenerationError(GenerationFailure(number, reason, detail, retryable))
     usage = completion.usage or Usage(expected_usage(request, settings).input, text_tokens(completion.raw))
-    return outcome(number, completion, usage, usage.cost(settings.price, batch=True), NAME, settings.model)
+    return outcome(number, completion, usage, usage.cost(settings.price, batch=True), NAME, settings)
 
 
 def succeeded(where: Where) -> bool:

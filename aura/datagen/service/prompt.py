@@ -22,7 +22,7 @@ from aura.datagen.facts.grammar import degree
 from aura.datagen.records import GenerationRequest, PairDraft
 from aura.formats.decoding import decoded, open_picture
 from aura.formats.sources import AnnotatedImage
-from aura.types import SEG_TOKEN
+from aura.types import SEG_TOKEN, Masks
 
 PROMPT_VERSION = "1"
 SCHEMA_NAME = "question_answer_pairs"
@@ -39,6 +39,12 @@ class AnswerPair(BaseModel):
     follows: int | None
 
 
+class AskedPair(AnswerPair):
+    """One pair that says which mask of each object its question means."""
+
+    asked: list[Masks]
+
+
 class AnswerPairs(BaseModel):
     """The whole response as the model is asked to write it; :mod:`aura.datagen.service.reading` reads what comes."""
 
@@ -47,21 +53,34 @@ class AnswerPairs(BaseModel):
     pairs: list[AnswerPair]
 
 
+class AskedPairs(BaseModel):
+    """The same where questions may mean one kind of mask."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pairs: list[AskedPair]
+
+
 @cache
-def answer_schema() -> dict[str, Any]:
-    """The JSON schema of :class:`AnswerPairs`, strict: every property required, none besides.
+def answer_schema(intents: bool = False) -> dict[str, Any]:
+    """The JSON schema of :class:`AnswerPairs`, or of :class:`AskedPairs`: every property required, none besides.
 
     ``docs/formats.md``, "Chat completions", says what a strict schema may hold.
     """
-    return _without_prose(AnswerPairs.model_json_schema())
+    return _without_prose((AskedPairs if intents else AnswerPairs).model_json_schema())
 
 
-def response_format() -> dict[str, Any]:
+def response_format(intents: bool = False) -> dict[str, Any]:
     """``response_format`` of a chat completion that must follow the schema."""
     return {
         "type": "json_schema",
-        "json_schema": {"name": SCHEMA_NAME, "schema": answer_schema(), "strict": True},
+        "json_schema": {"name": SCHEMA_NAME, "schema": answer_schema(intents), "strict": True},
     }
+
+
+def prompt_version(intents: bool = False) -> str:
+    """The version of the prompt that is sent; with ``intents`` it is another prompt."""
+    return f"{PROMPT_VERSION}-intents" if intents else PROMPT_VERSION
 
 
 def _without_prose(schema: Any) -> Any:
@@ -97,7 +116,7 @@ class Prompt:
         return f"[system]\n{self.system}\n\n[user]\n{self.text}\n\n{picture}"
 
 
-SYSTEM = f"""\
+_SYSTEM = f"""\
 You write questions and answers that teach an assistant to look at a picture, to reason about what a person needs, \
 and to point at the right things, even where other things hide them.
 
@@ -133,23 +152,48 @@ Rules for the set
 11. Two or three pairs continue an earlier one as the next turn of a talk, with words such as "it", "them" or "and \
 what". "follows" of such a pair is the position of the pair it continues, counted from 0; that pair comes earlier in \
 the list, and no other pair continues it. "follows" of every other pair is null.
+"""
 
+_INTENTS = """
+Rules for what is to be shown
+12. "asked" says for each object of "objects", in their order, what of it the person wants to be shown: "visible" for \
+only the part that can be seen, "amodal" for the whole shape with its hidden part, "both" where the question leaves it \
+open. About a third of the pairs want "visible", a third "amodal"; one or two want the whole shape of an object and \
+only the visible part of what hides it.
+13. Where "asked" is not "both", the question says so in plain words, which differ from pair to pair: "show only what \
+can be seen", "leave out what is covered", "its whole shape", "as if nothing were in front of it". Where it is "both", \
+the question says nothing of the kind. The answer does not speak of it. No whole shape is wanted where the table says \
+that it is unknown.
+"""
+
+_FORM = f"""
 Reply with JSON of this form and nothing else:
 {{"pairs": [{{"question": "...", "answer": "... {SEG_TOKEN} ...", "objects": [1], "follows": null}}]}}"""
 
+SYSTEM = _SYSTEM + _FORM
 
-def build_prompt(request: GenerationRequest, *, image_side: int = 1024, jpeg_quality: int = 90) -> Prompt:
+
+def system_text(intents: bool = False) -> str:
+    """The system message; with ``intents`` pairs may ask for one kind of mask."""
+    return _SYSTEM + _INTENTS + _FORM.replace("null}", 'null, "asked": ["both"]}') if intents else SYSTEM
+
+
+def build_prompt(
+    request: GenerationRequest, *, image_side: int = 1024, jpeg_quality: int = 90, intents: bool = False
+) -> Prompt:
     """The prompt for one image.
 
     The picture is brought down to ``image_side`` pixels on its longer side (never up), and boxes are given in its
-    pixels. An EXIF orientation is not applied: masks refer to the stored pixels.
+    pixels. An EXIF orientation is not applied: masks refer to the stored pixels. With ``intents`` pairs may ask for one
+    kind of mask.
 
     Raises:
         ValueError: The image has no objects, or its file is missing, damaged or of another size than annotated.
     """
     text = user_text(request, image_side)
     picture = _picture(request, image_side)
-    return Prompt(SYSTEM, text, _data_url(picture, jpeg_quality), picture.width, picture.height)
+    url = _data_url(picture, jpeg_quality)
+    return Prompt(system_text(intents), text, url, picture.width, picture.height, prompt_version(intents))
 
 
 def sent_size(width: int, height: int, side: int) -> tuple[int, int]:
@@ -244,7 +288,8 @@ def _second_round(request: GenerationRequest) -> list[str]:
 
 
 def _pair_text(pair: PairDraft) -> str:
-    return f"Q: {pair.question} A: {pair.answer} objects: {list(pair.objects)}"
+    asked = f" asked: {list(pair.asked)}" if pair.asked else ""
+    return f"Q: {pair.question} A: {pair.answer} objects: {list(pair.objects)}{asked}"
 
 
 def _picture(request: GenerationRequest, side: int) -> Image.Image:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aura.datagen.records import PairDraft, PairProblem
+from aura.types import asked_flaw
 
 MAX_ATTEMPTS = 2000
 """So many beginnings of JSON that turn out to be none are tried; an answer has a few dozen braces."""
@@ -22,7 +23,7 @@ _THOUGHTS_END = re.compile(
     r"</(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>", re.IGNORECASE
 )
 _BEGIN = re.compile(r'\{\s*["}]|\[\s*[\[{\]]')
-_PAIR_BEGIN = re.compile(r'\{\s*"(?:question|answer|objects|follows)"\s*:', re.IGNORECASE)
+_PAIR_BEGIN = re.compile(r'\{\s*"(?:question|answer|objects|follows|asked)"\s*:', re.IGNORECASE)
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 _NUMBER = re.compile(r"\s*([+-]?\d{1,19})(?:\.0*)?\s*", re.ASCII)
 _NUMBERS = re.compile(r"\s*\[?\s*\d{1,19}(?:\s*[,;]\s*\d{1,19})*\s*\]?\s*", re.ASCII)
@@ -189,7 +190,21 @@ def _pair(number: int, item: Any) -> ReadPair:
     follows = _number(known.get("follows"))
     if follows is None and not _means_nothing(known.get("follows")):
         wrong("follows", "a position or null")
-    return ReadPair(PairDraft(texts[0], texts[1], objects, follows), tuple(problems))
+    asked = _asked(known.get("asked"), len(objects))
+    if flaw := asked_flaw(asked, len(objects)):
+        problems.append(_problem(f"pairs.{number}.asked: {flaw}"))
+        asked = ()
+    return ReadPair(PairDraft(texts[0], texts[1], objects, follows, tuple(asked)), tuple(problems))
+
+
+def _asked(value: Any, num_objects: int) -> Any:
+    """The masks that are asked for; one word stands for all objects, nothing for both masks of each."""
+    if _means_nothing(value):
+        return ()
+    if isinstance(value, str):
+        value = [value] * max(num_objects, 1)
+    words = [v.strip().lower() if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+    return () if isinstance(words, list) and set(map(str, words)) == {"both"} else words
 
 
 def _objects(value: Any) -> tuple[tuple[int, ...], bool]:

@@ -31,6 +31,7 @@ class ApiSettings:
         output_limit_field: Name of that limit; older servers only know ``max_tokens``.
         temperature: Not sent if ``null``.
         seed: Not sent if ``null``.
+        intents: Pairs may ask for one kind of mask; ``generator.intents`` sets it.
         concurrency: Requests under way at once.
         timeout: Seconds for one attempt.
         retries: Attempts after the first, for connection errors, 408, 409, 429 and 5xx.
@@ -55,6 +56,7 @@ class ApiSettings:
     output_limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     temperature: float | None = None
     seed: int | None = None
+    intents: bool = False
     concurrency: int = 8
     timeout: float = 180.0
     retries: int = 6

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from aura.types import Masks
+
 Decision = Literal["accept", "edit", "reject"]
 DECISIONS: tuple[Decision, ...] = ("accept", "edit", "reject")
 
@@ -17,15 +19,29 @@ _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0
 
 @dataclass(frozen=True)
 class PairText:
-    """What a pair says: ``objects`` are annotation ids in the order of the answer's ``[SEG]``."""
+    """What a pair says: ``objects`` are annotation ids in the order of the answer's ``[SEG]``.
+
+    ``asked`` is the mask of each object that the question means; empty where all mean both.
+    """
 
     question: str
     answer: str
     objects: tuple[int, ...]
+    asked: tuple[Masks, ...] = ()
 
     def normalised(self) -> PairText:
-        """The same with Unicode composed, straight quotes and single spaces: what counts when texts are compared."""
+        """The same with Unicode composed, straight quotes and single spaces: what counts when texts are compared.
+
+        Nobody edits the asked masks, so that they do not count.
+        """
         return PairText(_plain(self.question), _plain(self.answer), self.objects)
+
+    def asked_of(self, objects: Sequence[int]) -> tuple[Masks, ...]:
+        """The masks that an edit asks for which points at ``objects``: each keeps its own, a new one has both."""
+        if not self.asked:
+            return ()
+        kept = dict(zip(self.objects, self.asked, strict=False))
+        return tuple(kept.get(number, "both") for number in objects)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aura.datagen.store.tables import FILL_QUEUES, QUEUES, TABLES
+from aura.datagen.store.tables import ADD_ASKED, FILL_QUEUES, QUEUES, TABLES
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 60.0
@@ -52,6 +52,7 @@ class Database:
                 self._create()
             self._check_version()
             self._add_queues()
+            self._add_asked()
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path}: is not a project file of this program ({error})") from error
 
@@ -76,6 +77,14 @@ class Database:
             with self.write() as cursor:
                 if cursor.execute(known).fetchone() is None:
                     for statement in _statements(QUEUES + FILL_QUEUES):
+                        cursor.execute(statement)
+
+    def _add_asked(self) -> None:
+        known = "SELECT 1 FROM pragma_table_info('pair_versions') WHERE name = 'asked'"
+        if self.row(known) is None:
+            with self.write() as cursor:
+                if cursor.execute(known).fetchone() is None:
+                    for statement in _statements(ADD_ASKED):
                         cursor.execute(statement)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from aura.datagen.records import GenerationRequest, GenerationResult, PairDraft,
 from aura.datagen.store.database import Database
 from aura.datagen.store.images import CHUNK, Images, digest_of, read_image
 from aura.datagen.store.leases import is_dead, own_name
-from aura.datagen.store.pairs import Pairs
+from aura.datagen.store.pairs import Pairs, draft_of
 from aura.formats.sources import AnnotatedImage
 
 
@@ -182,10 +182,7 @@ class Jobs:
         """All pairs of an image, and those that failed with what is wrong, by position."""
         pairs = self.pairs.of(image_id)
         index = {pair.id: number for number, pair in enumerate(pairs)}
-        drafts = tuple(
-            PairDraft(p.text.question, p.text.answer, p.text.objects, None if p.follows is None else index[p.follows])
-            for p in pairs
-        )
+        drafts = tuple(draft_of(p.text, None if p.follows is None else index[p.follows]) for p in pairs)
         failed = [(d, p.current.problems) for d, p in zip(drafts, pairs, strict=True) if p.state == "failed"]
         return drafts, tuple(failed)
 
@@ -241,18 +238,22 @@ class Jobs:
 
 
 def pairs_json(result: GenerationResult) -> str:
-    """The pairs of an answer as a call keeps them: question, answer, objects, follows, and problems of form if any."""
-    records: list[list[Any]] = [[d.question, d.answer, list(d.objects), d.follows] for d in result.pairs]
-    for record, problems in zip(records, result.problems, strict=False):
-        if problems:
-            record.append([[p.code, p.message, p.advice] for p in problems])
+    """The pairs of an answer as a call keeps them: question, answer, objects, follows, problems of form, asked masks.
+
+    The last two are left off where there are none.
+    """
+    records: list[list[Any]] = []
+    for draft, problems in zip(result.pairs, result.problems or [()] * len(result.pairs), strict=True):
+        more: list[Any] = [[[p.code, p.message, p.advice] for p in problems]] if problems or draft.asked else []
+        more += [list(draft.asked)] if draft.asked else []
+        records.append([draft.question, draft.answer, list(draft.objects), draft.follows, *more])
     return json.dumps(records)
 
 
 def _read_result(call: Row, image_id: int) -> GenerationResult:
     records = json.loads(call["pairs"])
-    drafts = [PairDraft(q, a, tuple(objects), follows) for q, a, objects, follows, *_ in records]
-    problems = [tuple(PairProblem(*p) for found in more for p in found) for _, _, _, _, *more in records]
+    drafts = [PairDraft(q, a, tuple(o), follows, *map(tuple, more[1:])) for q, a, o, follows, *more in records]
+    problems = [tuple(PairProblem(*p) for found in more[:1] for p in found) for _, _, _, _, *more in records]
     return GenerationResult(
         image_id=image_id,
         pairs=tuple(drafts),
@@ -270,4 +271,5 @@ def _read_result(call: Row, image_id: int) -> GenerationResult:
 
 def _rejected_record(rejected: RejectedPair) -> list[Any]:
     draft, problems = rejected
-    return [draft.question, draft.answer, list(draft.objects), draft.follows, [p.code for p in problems]]
+    asked = [list(draft.asked)] if draft.asked else []
+    return [draft.question, draft.answer, list(draft.objects), draft.follows, [p.code for p in problems], *asked]

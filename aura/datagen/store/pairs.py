@@ -74,7 +74,7 @@ class Pair:
 
 def text_of(draft: PairDraft) -> PairText:
     """What a generator's draft says."""
-    return PairText(draft.question, draft.answer, tuple(draft.objects))
+    return PairText(draft.question, draft.answer, tuple(draft.objects), tuple(draft.asked))
 
 
 def conversations_of(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -138,14 +138,15 @@ class Pairs:
                 "SELECT coalesce(max(version), 0) + 1 FROM pair_versions WHERE pair = ?", [pair_id]
             )
             cursor.execute(
-                "INSERT INTO pair_versions (pair, version, question, answer, objects, author, reason, problems, call, "
-                "created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO pair_versions (pair, version, question, answer, objects, asked, author, reason, problems, "
+                "call, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     pair_id,
                     number,
                     text.question,
                     text.answer,
                     json.dumps(list(text.objects)),
+                    json.dumps(list(text.asked)),
                     author,
                     reason,
                     _problems_json(problems),
@@ -168,7 +169,7 @@ class Pairs:
 
 _PAIRS = """
 SELECT p.id, i.image_id, p.position, p.follows, p.state, p.disputed,
-    v.version, v.question, v.answer, v.objects, v.author, v.reason, v.problems, v.created, v.call
+    v.version, v.question, v.answer, v.objects, v.asked, v.author, v.reason, v.problems, v.created, v.call
 FROM pairs p JOIN images i ON i.id = p.image JOIN pair_versions v ON v.pair = p.id AND v.version = p.version
 """
 
@@ -188,13 +189,24 @@ def _pair(row: Row) -> Pair:
 def _version(row: Row) -> PairVersion:
     return PairVersion(
         version=row["version"],
-        text=PairText(row["question"], row["answer"], tuple(json.loads(row["objects"]))),
+        text=read_text(row),
         author=row["author"],
         reason=row["reason"],
         problems=tuple(PairProblem(*problem) for problem in json.loads(row["problems"])),
         created=row["created"],
         call=row["call"],
     )
+
+
+def read_text(row: Row) -> PairText:
+    """The text of a row with a version's columns."""
+    objects, asked = (tuple(json.loads(row[key])) for key in ("objects", "asked"))
+    return PairText(row["question"], row["answer"], objects, asked)
+
+
+def draft_of(text: PairText, follows: int | None) -> PairDraft:
+    """A text as a draft that may be checked, or go back to its generator."""
+    return PairDraft(text.question, text.answer, text.objects, follows, text.asked)
 
 
 def _problems_json(problems: Sequence[PairProblem]) -> str:

@@ -28,7 +28,7 @@ from aura.datagen.store.agreement import (
 from aura.datagen.store.annotators import Annotator, Annotators
 from aura.datagen.store.database import Database
 from aura.datagen.store.images import Images
-from aura.datagen.store.pairs import Conflict, Pair, Pairs, PairState, PairVersion
+from aura.datagen.store.pairs import Conflict, Pair, Pairs, PairState, PairVersion, read_text
 from aura.datagen.store.queues import Kind, Queues
 from aura.types import Turn
 
@@ -239,10 +239,11 @@ class Reviews:
         Who judges alone must not learn from a shared number that somebody wrote the same, so only those who decide are
         led to others' versions.
         """
-        text = PairText(text.question.strip(), text.answer.strip(), tuple(text.objects))
+        asked = pair.text.asked_of(text.objects)
+        text = PairText(text.question.strip(), text.answer.strip(), tuple(text.objects), asked)
         if not text.answer:
             raise ValueError("the answer is empty; reject the pair if it should not stay")
-        Turn(text.question, text.answer, text.objects)
+        Turn(text.question, text.answer, text.objects, text.asked)
         missing = sorted(set(text.objects) - self.images.object_ids(pair.image_id))
         if missing:
             raise ValueError(f"annotations {missing} are not objects of image {pair.image_id}")
@@ -294,13 +295,12 @@ class Reviews:
         """Agreement of the independent verdicts; those that decided a dispute do not count."""
         opinions: dict[int, dict[str, Opinion]] = {}
         for row in self.database.rows(
-            "SELECT v.pair, a.name, v.decision, t.question, t.answer, t.objects FROM verdicts v "
+            "SELECT v.pair, a.name, v.decision, t.question, t.answer, t.objects, t.asked FROM verdicts v "
             "JOIN annotators a ON a.id = v.annotator "
             "JOIN pair_versions t ON t.pair = v.pair AND t.version = v.text_version "
             "WHERE v.replaced = 0 AND v.final = 0 ORDER BY v.pair, v.id"
         ):
-            text = PairText(row["question"], row["answer"], tuple(json.loads(row["objects"])))
-            opinions.setdefault(row["pair"], {})[row["name"]] = Opinion(row["decision"], text)
+            opinions.setdefault(row["pair"], {})[row["name"]] = Opinion(row["decision"], read_text(row))
         contested = {pair for pair, by_name in opinions.items() if not agree(list(by_name.values()))}
         decisions = {pair: {name: o.decision for name, o in by_name.items()} for pair, by_name in opinions.items()}
         names = [annotator.name for annotator in self.annotators.all()]

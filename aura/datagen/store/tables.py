@@ -71,6 +71,7 @@ CREATE TABLE pair_versions (
     question TEXT NOT NULL,
     answer TEXT NOT NULL,
     objects TEXT NOT NULL,
+    asked TEXT NOT NULL DEFAULT '[]',
     author TEXT NOT NULL,
     reason TEXT NOT NULL,
     problems TEXT NOT NULL DEFAULT '[]',
@@ -80,7 +81,7 @@ CREATE TABLE pair_versions (
 ) WITHOUT ROWID;
 CREATE TRIGGER versions_stay BEFORE DELETE ON pair_versions
     BEGIN SELECT RAISE(ABORT, 'the history of a pair is never deleted'); END;
-CREATE TRIGGER versions_stand BEFORE UPDATE OF pair, version, question, answer, objects, author ON pair_versions
+CREATE TRIGGER versions_stand BEFORE UPDATE OF pair, version, question, answer, objects, asked, author ON pair_versions
     BEGIN SELECT RAISE(ABORT, 'a version is never rewritten; add another'); END;
 
 CREATE TABLE annotators (
@@ -190,6 +191,14 @@ CREATE TRIGGER queue_after_meta AFTER INSERT ON meta WHEN NEW.key = 'reviewers' 
 ``queue_due`` says what the queues are. The triggers keep them so in the transaction that changes something, whichever
 version of the program makes the change. Images are dealt to the active annotators in turn.
 """
+
+ADD_ASKED = """
+ALTER TABLE pair_versions ADD COLUMN asked TEXT NOT NULL DEFAULT '[]';
+DROP TRIGGER versions_stand;
+CREATE TRIGGER versions_stand BEFORE UPDATE OF pair, version, question, answer, objects, asked, author ON pair_versions
+    BEGIN SELECT RAISE(ABORT, 'a version is never rewritten; add another'); END;
+"""
+"""Gives a project the column of the masks that are asked for, if it was made before there was one."""
 
 FILL_QUEUES = """
 INSERT INTO tallies (annotator, judged, decided)

@@ -23,6 +23,7 @@ Pictures = Literal["link", "copy"]
 UNKNOWN_SHAPE = "an object's whole shape is not known"
 NO_OBJECT = "the answer names no object"
 LATER_TURN = "a later turn of a conversation"
+OTHER_MASK = "a question that asks for the other mask"
 LATER_OBJECT = "an object after the first of its answer"
 
 
@@ -62,7 +63,7 @@ def questions_of(
     """The turns of a sample that can be exported; the others are counted.
 
     ``first_turns`` leaves out those that follow others of their conversation, ``first_object`` all objects of an answer
-    but its first.
+    but its first. A question that means the other kind of mask cannot be answered with this one, and is left out.
 
     Raises:
         ValueError: A mask is empty or damaged.
@@ -73,8 +74,13 @@ def questions_of(
             objects = tuple(known[i] for i in (turn.objects[:1] if first_object else turn.objects))
             masks = [mask_of(o, kind, sample) for o in objects]
             found = tuple(mask for mask in masks if mask is not None)
-            reason = LATER_TURN if first_turns and number else UNKNOWN_SHAPE if len(found) < len(masks) else NO_OBJECT
-            if len(found) < len(masks) or not masks or (first_turns and number):
+            obstacles = {
+                LATER_TURN: bool(first_turns and number),
+                UNKNOWN_SHAPE: len(found) < len(masks),
+                NO_OBJECT: not masks,
+                OTHER_MASK: any(turn.asks(index) not in (kind, "both") for index in range(len(objects))),
+            }
+            if reason := next((reason for reason, holds in obstacles.items() if holds), None):
                 account.left_out[reason] += 1
                 continue
             account.written += 1

@@ -191,3 +191,15 @@ def test_our_own_reader_of_reason_seg_takes_it_back(dataset, masks, tmp_path):
     assert (decode_rle(target.visible) == truth[7] | truth[8]).all() and asked.image.ignore is None
     assert question.text == "What could I ride, and what hides it?" and question.is_sentence
     assert len(read) == 4
+
+
+@pytest.mark.parametrize("kind", ["visible", "amodal"])
+def test_a_question_that_means_the_other_mask_is_left_out(dataset, tmp_path, kind):
+    document = dataset.document
+    turn = document["conversations"][0]["turns"][0]
+    turn["asked"] = ["amodal", "both"]
+    asking = AmodalReasonSeg(document, source=dataset.source)
+    plain, account = export(dataset, tmp_path / "plain", kind=kind), export(asking, tmp_path / "asking", kind=kind)
+    missing = int(kind == "visible")
+    assert plain.written - account.written == missing
+    assert account.left_out["a question that asks for the other mask"] == missing
