@@ -333,4 +333,4 @@ def test_an_asked_mask_is_told(say, answers):
     for row, words in zip(rows, kinds.values(), strict=True):
         assert f"cup {words} 0%" in row
     _, printed = say("What could I ride?")
-    assert "asked" not in printed
+    assert "object  occluded" in printed and "visible part" not in printed

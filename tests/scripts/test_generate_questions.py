@@ -56,3 +56,15 @@ def test_masks_that_may_be_of_what_is_seen_are_told(instances, tmp_path, capsys)
     given = [f"--annotations={instances}", f"--images={tmp_path / 'photos'}", f"--out={tmp_path / 'test.json'}"]
     assert MAIN(given) == 0
     assert "say --visible-only" in capsys.readouterr().out
+
+
+def test_questions_may_mean_one_kind_of_mask(instances, tmp_path, capsys):
+    given = [f"--annotations={instances}", f"--images={tmp_path / 'photos'}", f"--out={tmp_path / 'test.json'}"]
+    assert MAIN([*given, "--intents"]) == 0
+    (sample,) = AmodalReasonSeg.load(tmp_path / "test.json")
+    asked = {kind for c in sample.conversations for turn in c.turns for kind in turn.asked}
+    assert asked == {"visible", "amodal"}
+    assert MAIN([*given, "--intents"]) == 0 and "up to date" in capsys.readouterr().out
+    assert MAIN(given) == 0, "another recipe writes anew"
+    (plain,) = AmodalReasonSeg.load(tmp_path / "test.json")
+    assert not any(turn.asked for c in plain.conversations for turn in c.turns)

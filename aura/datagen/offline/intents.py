@@ -19,7 +19,7 @@ from aura.types import Masks, Turn
 
 SHARE = 0.6
 """Of the turns; a part of them finds no clause, as where the whole shape is not known."""
-MIXED = 0.5
+MIXED = 0.75
 """Of the turns that get a clause and could have one with two kinds."""
 HIDERS = frozenset({"blocked", "hidden_by", "most_hidden_by", "then_hidden_by"})
 """Kinds of ideas whose ``others`` hide the ``focus``."""

@@ -246,3 +246,22 @@ def test_a_release_writes_below_its_folder_whatever_a_picture_is_called(reviewed
     with pytest.raises(ValueError, match=r"image 1: the file name '\.\./\.\./\.\./stray\.png' leads out"):
         export_release(reviewed, settings())
     assert not list(tmp_path.rglob("*stray.png"))
+
+
+def test_the_masks_that_are_asked_for_are_released(make_store, recipe, result_of, settings, tmp_path):
+    import pyarrow.parquet
+
+    store = make_store(2)
+    for job in store.jobs.claim(recipe, limit=2):
+        result = result_of(job)
+        pairs = (dataclasses.replace(result.pairs[0], asked=("visible",)), *result.pairs[1:])
+        assert store.answers.take(job, dataclasses.replace(result, pairs=pairs))
+    release = export_release(store, settings(include="all"))
+    dataset, document = load(release, "train")
+    turns = [turn for sample in dataset for c in sample.conversations for turn in c.turns]
+    assert [turn.asked for turn in turns] == [("visible",), (), ()] * 2
+    assert problems(document) == []
+    assert dataset.statistics()["asked_visible"] == 2
+    (path,) = release.folder.rglob("train-*.parquet")
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert [t["asked"] for row in rows for c in row["conversations"] for t in c["turns"]] == [["visible"], [], []] * 2

@@ -160,3 +160,12 @@ def test_rejected_pairs_go_back_with_their_reasons(server, picture):
     assert too_few.reason == "schema" and "2 pairs were asked for" in too_few.detail
     with pytest.raises(ValueError, match="ask for as many"):
         dataclasses.replace(request, pairs=2)
+
+
+def test_questions_that_mean_one_kind_of_mask_are_asked_for_and_read(server, picture):
+    pairs = [{"question": "A?", "answer": "The cup [SEG].", "objects": [1], "follows": None, "asked": ["visible"]}]
+    result, _ = ask(server, picture, completion(json.dumps({"pairs": pairs})), intents=True)
+    assert [p.asked for p in result.pairs] == [("visible",)] and result.prompt_version == "1-intents"
+    schema = server.chats[0]["response_format"]["json_schema"]["schema"]
+    assert "AskedPair" in schema["$defs"] and "Mark" not in server.chats[0]["messages"][0]["content"]
+    assert '"asked" says for each object' in server.chats[0]["messages"][0]["content"]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from aura.datagen.records import GenerationRequest, PairDraft, PairProblem
 from aura.datagen.service.prompt import (
     PROMPT_VERSION,
     AnswerPairs,
+    AskedPairs,
     answer_schema,
     build_prompt,
     object_table,
@@ -165,3 +167,25 @@ def test_what_cannot_be_asked_is_one_clear_error(picture, tmp_path):
         build_prompt(GenerationRequest(scene(), tmp_path / "torn.png"))
     with pytest.raises(ValueError, match="pairs must be positive"):
         GenerationRequest(scene(), picture, 0)
+
+
+def test_questions_may_be_asked_to_mean_one_kind_of_mask(picture):
+    from openai.lib._pydantic import to_strict_json_schema
+
+    plain = build_prompt(GenerationRequest(scene(), picture))
+    prompt = build_prompt(GenerationRequest(scene(), picture), intents=True)
+    assert (plain.version, prompt.version) == (PROMPT_VERSION, f"{PROMPT_VERSION}-intents")
+    assert "asked" not in plain.system and prompt.text == plain.text
+    rules, form = prompt.system.split("Rules for what is to be shown")
+    assert plain.system.startswith(rules) and form.endswith('"follows": null, "asked": ["both"]}]}')
+    example = json.loads(form[form.rindex('{"pairs"') :])
+    AskedPairs.model_validate(example)
+    schema = answer_schema(intents=True)
+    pair = schema["$defs"]["AskedPair"]
+    assert pair["properties"]["asked"]["items"]["enum"] == ["both", "visible", "amodal"]
+    assert set(pair["required"]) == {"question", "answer", "objects", "follows", "asked"}
+    strict = to_strict_json_schema(AskedPairs)["$defs"]["AskedPair"]
+    assert (pair["required"], pair["additionalProperties"]) == (strict["required"], strict["additionalProperties"])
+    bad = PairDraft("What hides it? Whole shape.", "The dog [SEG].", (72,), None, ("amodal",))
+    again = GenerationRequest(scene(), picture, 1, ((bad, (PairProblem("asked", "no", "no"),)),), (bad,))
+    assert "objects: [72] asked: ['amodal']" in user_text(again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -130,3 +131,27 @@ def test_what_holds_no_pair_is_refused_soon(text, reason, said):
         read_pairs(text)
     assert caught.value.reason == reason and said in str(caught.value) and len(str(caught.value)) < 400
     assert time.process_time() - begin < 20
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        (["visible"], ("visible",)),
+        (["Amodal "], ("amodal",)),
+        ("visible", ("visible",)),
+        (["both"], ()),
+        ("both", ()),
+        (None, ()),
+        ([], ()),
+    ],
+)
+def test_the_mask_that_is_asked_for_is_read(said, asked):
+    (draft,) = drafts(json.dumps({"pairs": [{**CUP, "asked": said}]}))
+    assert draft == dataclasses.replace(DRAFTS[0], asked=asked)
+
+
+@pytest.mark.parametrize("said", [["whole"], ["visible", "visible"], 3, {"1": "visible"}, [["visible"]], "seen"])
+def test_a_mask_that_nobody_knows_is_a_problem_of_its_pair(said):
+    first, second = read_pairs(json.dumps({"pairs": [{**CUP, "asked": said}, DOG]}))
+    assert first.draft == DRAFTS[0] and second.draft == DRAFTS[1] and not second.problems
+    assert [p.message.startswith("pairs.0.asked: 'asked'") for p in first.problems] == [True]

@@ -342,3 +342,20 @@ def test_agreement_counts_independent_verdicts_only(in_review):
     assert sum(p.judged for p in progress.values()) == 24 and sum(p.decided for p in progress.values()) == disputed
     assert {p.waiting for p in progress.values()} == {0}
     assert store.status().decided == 12
+
+
+def test_an_edit_keeps_the_masks_that_are_asked_for(make_store, recipe, result_of):
+    store = make_store(1)
+    people(store)
+    (job,) = store.jobs.claim(recipe)
+    result = result_of(job)
+    both = dataclasses.replace(result.pairs[2], asked=("amodal", "visible"))
+    assert store.answers.take(job, dataclasses.replace(result, pairs=(*result.pairs[:2], both)))
+    pair = store.pairs.of(1)[2]
+    ann, bo, _ = judges_and_third(store)
+    edit = PairText("What hides what here?", "The table [SEG] is behind the cup [SEG].", pair.text.objects[::-1])
+    for judge in (ann, bo):
+        store.reviews.submit(judge, pair.id, "edit", version=1, text=edit)
+    decided = store.pairs.get(pair.id)
+    assert decided.state == "changed" and decided.text == dataclasses.replace(edit, asked=("visible", "amodal"))
+    assert pair.text.asked_of((999, pair.text.objects[0])) == ("both", "amodal")
