@@ -10,6 +10,7 @@ Legend of shapes: B images, T image tokens, H hidden size of the language model,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -77,10 +78,43 @@ def align_projector(
         optimizer.step()
         optimizer.zero_grad()
         if step >= 0.9 * steps:
-            seen = shown[..., :-1].sum(-1) > 0.5
-            hits.append((logits.argmax(-1) == shown.argmax(-1))[seen].float())
+            hits.append(_nearest_is_right(logits, shown))
     projector.to(dtype)
     return float(torch.cat(hits).mean()) if hits else float("nan")
+
+
+@torch.no_grad()
+def share_named(
+    model: AuraModel,
+    processor: Processor,
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    cache: FeatureCache | None,
+) -> float:
+    """What :func:`align_projector` returns, on images that it was not trained on; NaN where no token shows an object.
+
+    It tells early how far the training can get: what the tower does not tell apart on new images is hardly found there.
+
+    Args:
+        samples: Those of the alignment. Their categories are the words to choose from.
+        held_out: The images to look at. Objects of other categories count as background.
+    """
+    categories = sorted({obj.category for sample in samples for obj in sample.objects})
+    words = word_embeddings(model, processor, [*categories, BACKGROUND])
+    index_of, hits = {category: i for i, category in enumerate(categories)}, [torch.zeros(0, device=words.device)]
+    for sample in held_out:
+        features = encode(model, processor, [sample], cache)[0].clip_features.to(model.device, torch.float32)
+        logits = model.mllm.project(features).float() @ words.T
+        known = dataclasses.replace(sample, objects=tuple(o for o in sample.objects if o.category in index_of))
+        shown = torch.from_numpy(shares(known, index_of, processor, math.isqrt(logits.shape[1])))[None]
+        hits.append(_nearest_is_right(logits, shown.to(model.device)))
+    return float(torch.cat(hits).mean())
+
+
+def _nearest_is_right(logits: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """Of the image tokens [B, T, Y] that show an object, mostly: 1 where the nearest word is what most of it shows."""
+    seen = shown[..., :-1].sum(-1) > 0.5
+    return (logits.argmax(-1) == shown.argmax(-1))[seen].float()
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from aura.plan.activations import Workload
 from aura.plan.fitting import decide_recomputing, largest_workload, memory_of
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
-from aura.train.align import align_projector, rescale_states
+from aura.train.align import align_projector, rescale_states, share_named
 from aura.train.feed import batches
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
@@ -162,6 +162,9 @@ class Trainer:
             self.model, self.processor, self.samples, self.cache, steps=steps, seed=seed, quiet=quiet
         )
         self._say(f"{right:.0%} of the image tokens that show an object are nearest to its word")
+        if self.val_samples and self.process.is_main:
+            named = share_named(self.model, self.processor, self.samples, self.val_samples, self.cache)
+            self._say(f"{named:.0%} on the validation images: what is not told apart there is hardly found there")
 
     def _restore(self, found: Path, state: dict[str, Any]) -> None:
         processes = state["identity"][ckpt.PROCESSES]

@@ -1,5 +1,6 @@
 """A new projector learns the words for what image tokens show; the prompt encoder is told how large its states are."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from aura.data.collate import collate
 from aura.data.processor import Processor
 from aura.masks import encode_rle
 from aura.model import AuraModel
-from aura.train.align import align_projector, rescale_states, shares, word_embeddings, word_loss
+from aura.train.align import align_projector, rescale_states, share_named, shares, word_embeddings, word_loss
 from aura.types import AmodalObject, Sample
 
 
@@ -56,6 +57,14 @@ def test_the_projector_learns_words_and_everything_else_stays(make_model, proces
         tokens = model.mllm.project(model.mllm.encode_images(image))[0].float()
     corner = int(np.random.default_rng(0).permutation(4)[0])
     assert int((tokens[corner] @ words.T).argmax()) == 1
+
+    # New images of what it knows; and one whose blue patch is called red.
+    new = [sample_of(tmp_path, number) for number in range(20, 24)]
+    assert share_named(model, processor, samples, new, None) > 0.9
+    wrong = dataclasses.replace(new[0], objects=tuple(dataclasses.replace(o, category="red") for o in new[0].objects))
+    assert share_named(model, processor, samples, [wrong], None) == 0.5
+    unknown = dataclasses.replace(new[0], objects=tuple(dataclasses.replace(o, category="ox") for o in new[0].objects))
+    assert math.isnan(share_named(model, processor, samples, [unknown], None))
 
 
 def test_the_same_seed_gives_the_same_projector(make_model, processor, tmp_path):

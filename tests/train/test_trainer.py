@@ -228,7 +228,7 @@ def test_an_overflow_in_fp16_is_tried_again_with_other_images(config, samples, m
     assert seen == [next(stream).image_ids for _ in range(2 * (6 + len(skips)))]
 
 
-def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, capsys):
+def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, val_samples, capsys):
     with pytest.raises(ValueError, match=r"train\.align_steps trains the projector; set model\.train_projector"):
         changed(config, align_steps=2, steps=2)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, train_projector=True))
@@ -239,6 +239,9 @@ def test_a_new_projector_is_aligned_once_before_the_first_step(config, samples, 
     # The checkpoint holds the aligned projector: it must not be aligned a second time.
     assert make_trainer(config, samples).run() == 0
     assert said not in capsys.readouterr().out
+    config = changed(config, output_dir=f"{config.train.output_dir}_validated")
+    assert make_trainer(config, samples, val_samples).run() == 0
+    assert "% on the validation images: " in capsys.readouterr().out
 
 
 def test_states_are_rescaled_before_the_first_step_and_not_again(config, samples, capsys):
