@@ -15,6 +15,7 @@ from aura import environment
 environment.command_line(__name__)
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -44,27 +45,43 @@ def data_sets(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"file": "read_images", "title": title, "x": "images", "y": "CPU seconds", "series": series}]
 
 
+def section(
+    chosen: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], charts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the page says so far."""
+    titles = {"read": "Read", "write": "Written"}
+    return {
+        "title": "The evaluation of an image",
+        "made_by": f"scripts/{PROGRAM}",
+        "machine": measure.machine(chosen.device),
+        "about": f"*Read*: teacher-forced. *Written*: {measure.TOKENS} tokens for each question, then its mask.",
+        "tables": [table for task, found in rows.items() if found for table in page.tables(found, MODES, titles[task])],
+        "charts": charts,
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 with one line on stderr."""
     chosen = command.options(argv, PROGRAM, __doc__)
     if chosen.row is not None:
         return command.answer_row(chosen.row)
+    rows: dict[str, list[dict[str, Any]]] = {"read": [], "write": []}
+    charts: list[dict[str, Any]] = []
+
+    def keep() -> None:
+        if chosen.out is not None:
+            page.put(chosen.out, "evaluation", section(chosen, rows, charts))
+
     try:
-        read = command.rows_of(chosen, "read", __file__, print)
-        written = command.rows_of(chosen, "write", __file__, print)
-        charts = command.sweeps(chosen, "read", print) + data_sets(chosen)
+        for task, found in rows.items():
+            for row in command.rows_of(chosen, task, __file__):
+                found.append(row)
+                keep()
+        for chart in itertools.chain(command.sweeps(chosen, "read"), data_sets(chosen)):
+            charts.append(chart)
+            keep()
     except (ValueError, OSError) as error:
         return command.complain(PROGRAM, error)
-    if chosen.out is not None:
-        section = {
-            "title": "The evaluation of an image",
-            "made_by": f"scripts/{PROGRAM}",
-            "machine": measure.machine(chosen.device),
-            "about": f"*Read*: teacher-forced. *Written*: {measure.TOKENS} tokens for each question, then its mask.",
-            "tables": page.tables(read, MODES, "Read") + page.tables(written, MODES, "Written"),
-            "charts": charts,
-        }
-        page.put(chosen.out, "evaluation", section)
     return 0
 
 

@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="timings of which the median counts (5)")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: the first GPU, else the CPU)")
     options = parser.parse_args()
+    environment.prepare()
 
     logging.disable_progress_bar()
     data = AmodalReasonSeg.load(options.data, options.images)

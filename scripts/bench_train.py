@@ -14,8 +14,10 @@ from aura import environment
 
 environment.command_line(__name__)
 
+import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from aura.bench import command, measure, page
 from aura.bench.work import MODES
@@ -23,26 +25,39 @@ from aura.bench.work import MODES
 PROGRAM = "bench_train.py"
 
 
+def section(chosen: argparse.Namespace, rows: list[dict[str, Any]], charts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page says so far."""
+    return {
+        "title": "A training step",
+        "made_by": f"scripts/{PROGRAM}",
+        "machine": measure.machine(chosen.device),
+        "about": "Forward, losses, backward and AdamW, in fp32.",
+        "tables": page.tables(rows, MODES, "A training step"),
+        "charts": charts,
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 with one line on stderr."""
     chosen = command.options(argv, PROGRAM, __doc__)
     if chosen.row is not None:
         return command.answer_row(chosen.row)
+    rows: list[dict[str, Any]] = []
+    charts: list[dict[str, Any]] = []
+
+    def keep() -> None:
+        if chosen.out is not None:
+            page.put(chosen.out, "train", section(chosen, rows, charts))
+
     try:
-        rows = command.rows_of(chosen, "train", __file__, print)
-        charts = command.sweeps(chosen, "train", print)
+        for row in command.rows_of(chosen, "train", __file__):
+            rows.append(row)
+            keep()
+        for chart in command.sweeps(chosen, "train"):
+            charts.append(chart)
+            keep()
     except (ValueError, OSError) as error:
         return command.complain(PROGRAM, error)
-    if chosen.out is not None:
-        section = {
-            "title": "A training step",
-            "made_by": f"scripts/{PROGRAM}",
-            "machine": measure.machine(chosen.device),
-            "about": "Forward, losses, backward and AdamW, in fp32.",
-            "tables": page.tables(rows, MODES, "A training step"),
-            "charts": charts,
-        }
-        page.put(chosen.out, "train", section)
     return 0
 
 

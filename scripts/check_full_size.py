@@ -288,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="PATH", help="write PATH.json and PATH.md")
     parser.add_argument("--force", action="store_true", help="run even if memory seems short")
     options = parser.parse_args(argv)
+    environment.prepare()
     try:
         return 0 if run(options, Console(width=max(Console().width, 140))) else 1
     except (ValueError, OSError) as error:

@@ -29,6 +29,16 @@ def test_freed_memory_is_kept_where_no_gpu_computes(monkeypatch, tmp_path, drive
     assert len(calls) == kept
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["train_ds.py", "eval.py", "chat.py", "aura/chat/web.py", "aura/train/engine.py", "aura/bench/command.py"]
+    + [f"scripts/{name}.py" for name in ("bench_speed", "check_full_size", "check_gpu", "pretrain_mini")]
+    + ["scripts/reference_lines.py"],
+)
+def test_what_computes_with_the_network_has_the_allocator(script):
+    assert "environment.prepare()" in (ROOT / script).read_text()
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_every_script_says_what_ctrl_c_does_before_it_imports(script):
     lines = script.read_text().splitlines()

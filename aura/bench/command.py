@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,8 @@ def options(argv: Sequence[str] | None, program: str, about: str | None) -> argp
     return found
 
 
-def rows_of(chosen: argparse.Namespace, task: str, script: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One for each size and number of questions, each with its ways' seconds, parts and memory."""
-    rows = []
+def rows_of(chosen: argparse.Namespace, task: str, script: str) -> Iterator[dict[str, Any]]:
+    """One for each size and number of questions, each with its ways' seconds, parts and memory, as they come."""
     for size in chosen.sizes:
         model = measure.model_of(size, chosen.device)
         for questions in chosen.questions:
@@ -56,26 +55,23 @@ def rows_of(chosen: argparse.Namespace, task: str, script: str, say: Callable[[s
                 for mode in MODES:
                     asked = {"size": size, "task": task, "mode": mode, "device": str(chosen.device)}
                     row[mode] |= measure.peak_elsewhere(script, {**asked, "changes": {"conversations": questions}})
-            rows.append(row)
-            say(line_of(row))
-    return rows
+            print(line_of(row), flush=True)
+            yield row
 
 
-def sweeps(chosen: argparse.Namespace, task: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def sweeps(chosen: argparse.Namespace, task: str) -> Iterator[dict[str, Any]]:
     """Charts of one size's seconds against questions, objects and the image's size."""
     if chosen.sweep is None:
-        return []
-    charts = []
+        return
     model = measure.model_of(chosen.sweep, chosen.device)
     for field, values in SWEEPS.items():
         rows = []
         for value in values:
             changes = {field: value, **({"width": value * 4 // 3} if field == "height" else {})}
             rows.append(measure.compare(model, chosen.sweep, task, repeat=1, **changes))
-            say(f"{field} {value}: {line_of(rows[-1])}")
+            print(f"{field} {value}: {line_of(rows[-1])}", flush=True)
         title = f"{task}, {chosen.sweep}: against {TITLES[field]}"
-        charts.append(page.chart(rows, MODES, field, file=f"{task}_{field}", title=title, x=TITLES[field]))
-    return charts
+        yield page.chart(rows, MODES, field, file=f"{task}_{field}", title=title, x=TITLES[field])
 
 
 def line_of(row: dict[str, Any]) -> str:

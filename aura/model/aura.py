@@ -30,7 +30,7 @@ from aura.model.tiled_attention import attend_in_tiles
 from aura.model.tiny_vit import build_sam
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
 
-OBJECTS_AT_ONCE = 16
+OBJECTS_AT_ONCE = 8
 """Of SAM's size, whose masks are decoded together: both decoders and E_SO keep about 0.15 GB an object for training."""
 
 
@@ -221,7 +221,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         return drawn
 
     def _objects_at_once(self, grid: Sequence[int]) -> int:
-        """Objects whose intermediate results are kept together: 16 on SAM's own grid of 64 x 64, more on a smaller one.
+        """Objects whose intermediate results are kept together: 8 on SAM's own grid of 64 x 64, more on a smaller one.
 
         All under ZeRO-3, which needs each module to be called equally often on every rank.
         """

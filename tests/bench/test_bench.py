@@ -93,5 +93,5 @@ def test_a_row_s_memory_is_one_line_of_json(capsys):
 
 def test_sweeps_are_charts_of_each_way(monkeypatch):
     monkeypatch.setattr(command, "SWEEPS", {"conversations": [1, 2]})
-    (chart,) = command.sweeps(argparse.Namespace(sweep="tiny", device=CPU), "read", lambda _: None)
+    (chart,) = command.sweeps(argparse.Namespace(sweep="tiny", device=CPU), "read")
     assert chart["file"] == "read_conversations" and [x for x, _ in chart["series"]["ours"]] == [1, 2]

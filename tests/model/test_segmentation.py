@@ -150,6 +150,23 @@ def test_the_folded_decoder_is_the_decoder(twin, num_images, shape, monkeypatch)
         assert (value - other[name]).abs().max() < 1e-5 * scale, name
 
 
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_the_folded_decoder_under_autocast_is_as_good_as_the_decoder(twin, num_images, monkeypatch):
+    decoder, positions = twin.mask_decoder, torch.randn(1, 32, 8, 8)
+    prompts, images, image_of = torch.randn(5, 32), torch.randn(num_images, 32, 8, 8), torch.arange(5) * num_images // 5
+    exact, _ = segmentation.decode(decoder, prompts, images, image_of, positions)
+    apart = []
+    for least in (65, 1):
+        monkeypatch.setattr(folded_decoder, "LEAST_PIXELS", least)
+        decoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            masks, quality = segmentation.decode(decoder, prompts, images, image_of, positions)
+        (masks.float().sum() + quality.float().sum()).backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in decoder.parameters())
+        apart.append((masks.float() - exact).abs().max())
+    assert 0 < apart[1] < 2 * apart[0]
+
+
 def test_weights_that_come_and_go_are_not_folded(twin):
     decoder = twin.mask_decoder
     assert folded_decoder.can_fold(decoder, 4096)
