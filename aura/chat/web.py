@@ -156,7 +156,9 @@ def build(demo: Demo, examples: Sequence[Example] = (), image: Path | None = Non
             masks = gr.DownloadButton("Masks as COCO JSON and PNG", interactive=False)
             again = gr.Button("New conversation about this image")
         if examples:
-            gr.Examples([[str(e.image), e.question] for e in examples], [photo, question], label="Examples")
+            gr.Examples(
+                [[str(e.image), e.question] for e in examples], [photo, question], label="Examples", examples_per_page=4
+            )
         cleared = [talk, answered, said, overlay, table, masks]
         shared: dict[str, Any] = {"concurrency_id": "model", "api_visibility": "private"}
         photo.change(look, photo, cleared, **shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -32,7 +33,7 @@ from aura.chat.demo import Demo
 from aura.chat.download import COCO_FILE
 from aura.chat.examples import load_examples
 from aura.data.photos import open_photo
-from aura.serving.address import listen, names_of
+from aura.serving.address import listen, names_of, url_of
 from tests.chat.standin import EVIL, Assistant, reply_about
 
 SECONDS = 60
@@ -90,25 +91,39 @@ class Visitor:
         return [message for message in said if any(word in message.lower() for word in words)]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Assistant]]:
-    """The page behind its guard on a port of its own: (address, what answers)."""
-    folder = tmp_path_factory.mktemp("examples")
-    Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB").save(folder / "a.png")
-    (folder / "a.txt").write_text(f"What is {EVIL}?")
-    with pytest.MonkeyPatch.context() as patch, listen("127.0.0.1", 0, "") as listening:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        assistant = Assistant()
-        page = web.build(Demo(assistant), load_examples(folder))
+@contextlib.contextmanager
+def serving(page: object) -> Iterator[str]:
+    """The page behind its guard on a port of its own; its address."""
+    with listen("127.0.0.1", 0, "") as listening:
         app = web.app_of(page, names_of("127.0.0.1"), 2**20)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/", assistant
+        yield url_of("127.0.0.1", listening)
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where what visitors send lies."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("uploads")
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, uploads: Path) -> Iterator[tuple[str, Assistant]]:
+    """A page with an example: (its address, what answers)."""
+    folder = tmp_path_factory.mktemp("examples")
+    Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB").save(folder / "a.png")
+    (folder / "a.txt").write_text(f"What is {EVIL}?")
+    assistant = Assistant()
+    with serving(web.build(Demo(assistant), load_examples(folder))) as url:
+        yield url, assistant
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +217,23 @@ def test_what_is_no_picture_is_told_as_text(visitor, tmp_path, name, data, messa
     assert not visitor.find("img[src=x]") and visitor.refused() == []
 
 
-def test_another_site_can_neither_frame_the_page_nor_send_to_it(chromium, served, tmp_path):
+def test_another_site_can_neither_frame_the_page_nor_send_to_it(chromium, served, uploads, tmp_path):
     said = browser.attack(chromium, served[0], "gradio_api/upload", {"files": "evil.png"}, tmp_path)
     assert "frame-ancestors" in said or "X-Frame-Options" in said
-    assert not list(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*evil*")), "it was stored"
+    assert not list(uploads.rglob("*evil*")), "it was stored"
+
+
+@pytest.mark.skipif("AURA_DEMO_RUN" not in os.environ, reason="no trained model: AURA_DEMO_RUN=runs/mini, data/mini")
+def test_the_first_example_of_the_mini_benchmark_as_the_documentation_shows_it(chromium, uploads, tmp_path):
+    model = web.Assistant.from_pretrained(os.environ["AURA_DEMO_RUN"], "cpu")
+    model.seen = []
+    with serving(web.build(Demo(model), load_examples(None))) as url:
+        visitor = Visitor(chromium, url, model)
+        visitor.wait(lambda: visitor.find("table tbody tr"))
+        visitor.find("table tbody tr")[0].click()
+        visitor.wait(lambda: visitor.find("textarea")[0].get_property("value"))
+        visitor.wait(lambda: visitor.find(".image-frame img"))
+        visitor.find("textarea")[0].send_keys(Keys.ENTER)
+        button = next(b for b in visitor.find("button") if b.text.startswith("Masks"))
+        visitor.wait(button.is_enabled)
+        browser.screenshot(chromium, "web_page", tmp_path)
