@@ -23,7 +23,7 @@ from aura.types import SEG_TOKEN, Reply, ReplyObject
 
 COLUMNS = ["", "object", "hidden", "visible px", "amodal px"]
 SWITCHES = ("both", "visible", "amodal", "hidden")
-"""What is drawn of an object."""
+"""What is drawn of an object; where a question means one kind of mask, ``asked`` draws the stress on that."""
 Answer = tuple[str, Image.Image | None, list[list[Any]]]
 """The text so far; with the last one the overlay, and one row per object."""
 
@@ -75,7 +75,7 @@ def switches_of(obj: ReplyObject) -> list[str]:
     """The switches that mean something for an object; the first is its state in a new answer."""
     if obj.visible is None or obj.amodal is None:
         return ["visible" if obj.amodal is None else "amodal", "hidden"]
-    return list(SWITCHES)
+    return [*SWITCHES] if obj.asked == "both" else ["asked", *SWITCHES]
 
 
 def switched(obj: ReplyObject, switch: str) -> ReplyObject:
@@ -86,7 +86,9 @@ def switched(obj: ReplyObject, switch: str) -> ReplyObject:
         return replace(obj, visible=np.zeros_like(mask), amodal=None)
     if switch == "visible":
         return replace(obj, amodal=None)
-    return replace(obj, visible=None) if switch == "amodal" else obj
+    if switch == "amodal":
+        return replace(obj, visible=None)
+    return replace(obj, asked="both") if switch == "both" else obj
 
 
 def numbered(text: str) -> str:

@@ -51,7 +51,10 @@ def coco_document(file_name: str, width: int, height: int, question: str, reply:
     names = list(dict.fromkeys(obj.name for obj in reply.objects))
     annotations = [_annotation(obj, number, names.index(obj.name) + 1) for number, obj in enumerate(reply.objects, 1)]
     kinds = {"visible" if kinds_of(obj.visible, obj.amodal) == "visible" else "amodal" for obj in reply.objects}
-    turn = {"question": question, "answer": reply.text, "objects": [a["id"] for a in annotations]}
+    asked = tuple(obj.asked for obj in reply.objects)
+    turn: dict[str, Any] = {"question": question, "answer": reply.text, "objects": [a["id"] for a in annotations]}
+    if set(asked) - {"both"}:
+        turn["asked"] = list(asked)
     return {
         "info": {"description": "masks predicted by AURA", "segmentation": kinds.pop() if len(kinds) == 1 else None},
         "licenses": [],

@@ -62,7 +62,10 @@ def test_switches_draw_one_mask_or_none_and_keep_the_number():
     assert switches_of(obj) == ["both", "visible", "amodal", "hidden"]
     assert switches_of(replace(obj, amodal=None)) == ["visible", "hidden"]
     assert switches_of(replace(obj, visible=None)) == ["amodal", "hidden"]
-    assert switched(obj, "both") is obj
+    assert switched(obj, "both") == obj
+    one_kind = replace(obj, asked="visible")
+    assert switches_of(one_kind) == ["asked", "both", "visible", "amodal", "hidden"]
+    assert switched(one_kind, "asked") is one_kind and switched(one_kind, "both").asked == "both"
     assert switched(obj, "visible").amodal is None and switched(obj, "visible").visible is obj.visible
     assert switched(obj, "amodal").visible is None and switched(obj, "amodal").amodal is obj.amodal
     for one in (obj, replace(obj, visible=None), replace(obj, amodal=None)):

@@ -60,6 +60,12 @@ def test_coco_tools_and_our_readers_find_the_masks(tmp_path):
     ]
 
 
+def test_which_mask_was_asked_for_stands_with_the_question():
+    reply = replace(REPLY, objects=(replace(CUP, asked="visible"), REPLY.objects[1]))
+    assert opened(reply)[1]["conversations"][0]["turns"][0]["asked"] == ["visible", "both"]
+    assert "asked" not in opened()[1]["conversations"][0]["turns"][0]
+
+
 @pytest.mark.parametrize("kind", ["visible", "amodal"])
 def test_a_model_of_one_kind_says_which_the_segmentation_is(kind: str):
     other = {"visible": "amodal", "amodal": "visible"}[kind]
