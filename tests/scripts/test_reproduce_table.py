@@ -394,9 +394,7 @@ def test_the_paper_s_numbers_and_their_layers():
         rows = {name: tuple(map(float, scores)) for name, *scores in map(str.split, part.split(";"))}
         assert {row.name.replace(" ", "_"): tuple(row.paper) for row in TABLES[number].rows} == rows
         assert TABLES[number].reference in {row.name for row in TABLES[number].rows}
-        for variant in TABLES[number].variants:
-            assert all((ROOT / "configs" / layer).is_file() for layer in variant.layers)
     for table in FORM_TABLES.values():
         assert len(table.variants) == 10 and table.rows[:4] == TABLES[2].rows
-        for variant in table.variants:
-            assert all((ROOT / "configs" / layer).is_file() for layer in variant.layers)
+    for table in (*TABLES.values(), *FORM_TABLES.values()):
+        assert all((ROOT / "configs" / layer).is_file() for variant in table.variants for layer in variant.layers)
