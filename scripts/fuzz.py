@@ -53,6 +53,7 @@ from aura.formats.pictures import examine
 from aura.formats.reading import read_json, to_rle
 from aura.formats.reason_seg import ReasonSegFolder, read_explanations
 from aura.formats.refer import ReferFolder
+from aura.formats.selective import SelectiveQueries
 from aura.formats.sources import AnnotationFile
 from aura.masks import encode_rle
 
@@ -111,6 +112,10 @@ REASON = BASE | {
         }
     ],
 }
+SELECTIVE = [
+    {"annotation_id": 2, "image_id": 7, "query": "the whole table", "is_sentence": False, "mask": "amodal"},
+    {"annotation_id": 1, "query": "Outline what can be seen of the cup.", "mask": "modal"},
+]
 COCOA = {
     "images": BASE["images"],
     "annotations": [
@@ -197,6 +202,12 @@ def _refs(path: Path) -> object:
     return list(ReferFolder(_beside(path, "instances.json", INSTANCES).parent, "unc", "train"))
 
 
+def _selective(path: Path) -> object:
+    annotations = path.with_name("annotations.json")
+    annotations.write_text(json.dumps(BASE | {"annotations": _annotations()}), encoding="utf-8")
+    return list(SelectiveQueries(annotations, path))
+
+
 def _llava(path: Path) -> object:
     Image.new("RGB", (W, H)).save(path.with_name("a.jpg"))
     return list(LlavaFile(path, path.parent))
@@ -214,6 +225,7 @@ READERS = (
     Reader("ReasonSeg", REASON_SEG, _reason_seg),
     Reader("ReasonSeg's explanations", [{"image": "a.jpg", "outputs": "It holds."}], read_explanations),
     Reader("gRefCOCO", REFS, _refs),
+    Reader("queries for one kind of mask", SELECTIVE, _selective),
     Reader("RefCOCO's pickles", pickle.dumps(REFS), read_plain_pickle, ".p"),
     Reader("classes", CLASSES, lambda path: read_classes(path, "ade20k"), ".txt"),
     Reader("predictions", PREDICTIONS, load_predictions),

@@ -6,12 +6,13 @@
   instances  COCO, LVIS, PACO: where is every object of a category?
   labels     ADE20K, COCO-Stuff, Mapillary: the class of each pixel
   llava      LLaVA-Instruct: conversations without masks
+  selective  queries for the visible or the whole shape (R2SM's task) on COCOA-cls, D2SA, KINS
 
     python scripts/prepare_data.py reasonseg --data ReasonSeg --split val --for evaluation --out data/val.json
 
 With --for evaluation questions, answers and masks are those of LISA's evaluation. The whole shape of an object is
-unknown in all these sets. The same input gives the same bytes. The file appears whole or not at all. Exit code 0:
-written; 2: it could not be (one line says why). More, and where the sets come from: docs/datasets.md.
+unknown in all these sets but the last. The same input gives the same bytes. The file appears whole or not at all. Exit
+code 0: written; 2: it could not be (one line says why). More, and where the sets come from: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from aura.formats.questions import AskedImage, conversations_of, joined
 from aura.formats.reading import Flaws
 from aura.formats.reason_seg import ReasonSegFolder
 from aura.formats.refer import ReferFolder
+from aura.formats.selective import SelectiveQueries
 from aura.formats.split_writer import SplitWriter
 
 SHOWN = 20
@@ -101,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
     own = add("llava", "LLaVA-Instruct: conversations without masks", _llava)
     own.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="such as llava_instruct_150k.json")
     own.add_argument("--images", type=Path, required=True, metavar="DIR", help="of the pictures")
+    own = add("selective", "queries for the visible or the whole shape on COCOA-cls, D2SA, KINS", _selective)
+    own.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="with both masks of each object")
+    own.add_argument("--queries", type=Path, required=True, metavar="FILE", help="a JSON list, see docs/datasets.md")
+    own.add_argument("--images", type=Path, required=True, metavar="DIR", help="of the pictures")
     return whole
 
 
@@ -136,6 +142,10 @@ def _label_maps(options: argparse.Namespace, flaws: Flaws) -> Source:
 
 def _llava(options: argparse.Namespace, flaws: Flaws) -> Source:
     return LlavaFile(options.annotations, options.images, flaws=flaws)
+
+
+def _selective(options: argparse.Namespace, flaws: Flaws) -> Source:
+    return SelectiveQueries(options.annotations, options.queries, flaws=flaws)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from aura.formats.sources import AnnotatedImage
-from aura.types import SEG_TOKEN, AmodalObject, Conversation, Rle, Turn
+from aura.types import SEG_TOKEN, AmodalObject, Conversation, Masks, Rle, Turn
 
 Purpose = Literal["training", "evaluation"]
 
@@ -46,13 +46,19 @@ class Question:
     """Words that stand for some objects of an image, by annotation id; for none where nothing in the image fits them.
 
     ``text`` is a phrase to be put into a question or, if ``is_sentence``, one that needs no more. ``explanation`` is
-    why these are the objects.
+    why these are the objects. ``asked`` is the mask that is meant.
     """
 
     text: str
     objects: tuple[int, ...]
     is_sentence: bool = False
     explanation: str = ""
+    asked: Masks = "both"
+
+    @property
+    def asks(self) -> tuple[Masks, ...]:
+        """The mask of each object."""
+        return (self.asked,) * len(self.objects)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,10 @@ def visible_object(number: int, category: str, mask: Rle, supercategory: str = "
 
 
 def joined(asked: AskedImage) -> AskedImage:
-    """Several objects of one question as one: their masks' union, as LISA and GRES compare them."""
+    """Several objects of one question as one: their masks' union, as LISA and GRES compare them.
+
+    Of the objects that no question is about, those of known shape stay, since they may hide others.
+    """
     by_id = {o.id: o for o in asked.image.objects}
     unions: dict[tuple[int, ...], AmodalObject] = {}
     questions = []
@@ -80,7 +89,7 @@ def joined(asked: AskedImage) -> AskedImage:
             unions[ids] = _union([by_id[i] for i in ids])
         questions.append(dataclasses.replace(question, objects=(unions[ids].id,) if ids in unions else ids))
     used = {i for question in questions for i in question.objects}
-    objects = tuple(o for o in (*asked.image.objects, *unions.values()) if o.id in used)
+    objects = tuple(o for o in (*asked.image.objects, *unions.values()) if o.id in used or o.amodal is not None)
     return AskedImage(dataclasses.replace(asked.image, objects=objects), tuple(questions), asked.dialogues)
 
 
@@ -123,7 +132,7 @@ def _evaluated(question: Question) -> Turn:
     if not question.objects:
         return Turn(_EVALUATED[question.is_sentence].format(text), _NONE[0])
     answer = f"{', '.join([SEG_TOKEN] * len(question.objects))}."
-    return Turn(_EVALUATED[question.is_sentence].format(text), answer, question.objects)
+    return Turn(_EVALUATED[question.is_sentence].format(text), answer, question.objects, question.asks)
 
 
 def _trained(question: Question, names: dict[int, str], rng: np.random.Generator) -> Iterator[Turn]:
@@ -138,9 +147,10 @@ def _trained(question: Question, names: dict[int, str], rng: np.random.Generator
             _listed([names[i] for i in question.objects])
         )
         answer = answer.replace(f"the {SEG_TOKEN}", SEG_TOKEN).replace(f"The {SEG_TOKEN}", SEG_TOKEN)
-    yield Turn(asked, answer, question.objects)
+    yield Turn(asked, answer, question.objects, question.asks)
     if question.explanation:
-        yield Turn(pick(_EXPLAINED).format(text), f"{answer} {question.explanation}", question.objects)
+        explained = f"{answer} {question.explanation}"
+        yield Turn(pick(_EXPLAINED).format(text), explained, question.objects, question.asks)
         yield Turn(text, question.explanation)
 
 

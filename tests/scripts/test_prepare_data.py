@@ -14,6 +14,7 @@ from aura.formats.amodal_reason_seg import AmodalReasonSeg
 from aura.formats.checks import problems
 from aura.masks import decode_rle
 from tests.formats.asked import H, W, grefer, instances, llava, picture, reason_seg, refer, square, written
+from tests.formats.test_selective import QUERIES, annotations
 
 MAIN = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "prepare_data.py"))["main"]
 
@@ -167,3 +168,15 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys, argument
     monkeypatch.chdir(tmp_path)
     assert MAIN([*arguments, "--out", "out.json"]) == 2
     assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_queries_for_one_kind_of_mask(tmp_path, purpose):
+    annotated = annotations(tmp_path)
+    picture(tmp_path / "photos" / "7.jpg")
+    queries = written(tmp_path / "queries.json", QUERIES[:2])  # nobody asks about the cup, which hides the table
+    files = ("--annotations", annotated, "--queries", queries, "--images", tmp_path / "photos")
+    (sample,) = found = prepared(tmp_path / "out.json", "selective", *files, "--for", purpose)
+    assert [o.id for o in sample.objects] == [1, 2] and sample.objects[1].occluded_by == (1,)
+    assert all(o.amodal is not None for o in sample.objects) and found.images.name == "photos"
+    assert [c.turns[0].asked for c in sample.conversations] == [("visible",), ("amodal",)]
