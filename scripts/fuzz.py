@@ -85,7 +85,7 @@ def _box(x0: int, y0: int, x1: int, y1: int) -> dict[str, Any]:
     return dict(encode_rle(mask))
 
 
-CUP, TABLE, SEEN, HIDDEN = _box(2, 2, 12, 12), _box(8, 4, 28, 14), _box(12, 4, 28, 14), _box(8, 4, 12, 12)
+CUP, TABLE, SEEN, HIDDEN = _box(2, 2, 12, 12), _box(8, 4, 28, 14), _box(12, 4, 28, 14), _box(8, 4, 12, 14)
 OUTLINE = [[2.0, 2.0, 12.0, 2.0, 12.0, 12.0, 2.0, 12.0]]
 BASE: dict[str, Any] = {
     "info": {"image_folder": "pictures"},
@@ -101,8 +101,8 @@ def _annotations(**more: Any) -> list[dict[str, Any]]:
     return [cup | {"occlude_rate": 0.0} | shared, table | {"invisible_mask": HIDDEN, "occluded_by": [1]} | shared]
 
 
-REASON = BASE | {
-    "annotations": _annotations(),
+MASKS = BASE | {"annotations": _annotations()}
+REASON = MASKS | {
     "conversations": [
         {
             "id": 5,
@@ -112,10 +112,7 @@ REASON = BASE | {
         }
     ],
 }
-SELECTIVE = [
-    {"annotation_id": 2, "image_id": 7, "query": "the whole table", "is_sentence": False, "mask": "amodal"},
-    {"annotation_id": 1, "query": "Outline what can be seen of the cup.", "mask": "modal"},
-]
+QUERIES = [{"annotation_id": 2, "image_id": 7, "query": "the table", "is_sentence": False, "mask": "amodal"}]
 COCOA = {
     "images": BASE["images"],
     "annotations": [
@@ -202,12 +199,6 @@ def _refs(path: Path) -> object:
     return list(ReferFolder(_beside(path, "instances.json", INSTANCES).parent, "unc", "train"))
 
 
-def _selective(path: Path) -> object:
-    annotations = path.with_name("annotations.json")
-    annotations.write_text(json.dumps(BASE | {"annotations": _annotations()}), encoding="utf-8")
-    return list(SelectiveQueries(annotations, path))
-
-
 def _llava(path: Path) -> object:
     Image.new("RGB", (W, H)).save(path.with_name("a.jpg"))
     return list(LlavaFile(path, path.parent))
@@ -216,7 +207,7 @@ def _llava(path: Path) -> object:
 READERS = (
     Reader("AmodalReasonSeg", REASON, lambda path: list(AmodalReasonSeg.load(path))),
     Reader("AmodalReasonSeg's checks", REASON, lambda document: problems(document), ""),
-    Reader("COCOA-cls", BASE | {"annotations": _annotations()}, lambda path: list(AnnotationFile(path))),
+    Reader("COCOA-cls", MASKS, lambda path: list(AnnotationFile(path))),
     Reader("COCOA", COCOA, lambda path: list(AnnotationFile(path))),
     Reader("KINS", KINS, lambda path: list(AnnotationFile(path))),
     Reader("COCO instances", INSTANCES, lambda path: list(InstanceFile(path))),
@@ -225,7 +216,7 @@ READERS = (
     Reader("ReasonSeg", REASON_SEG, _reason_seg),
     Reader("ReasonSeg's explanations", [{"image": "a.jpg", "outputs": "It holds."}], read_explanations),
     Reader("gRefCOCO", REFS, _refs),
-    Reader("queries for one kind of mask", SELECTIVE, _selective),
+    Reader("queries", QUERIES, lambda p: list(SelectiveQueries(p.with_name("m"), _beside(p, "m", MASKS)))),
     Reader("RefCOCO's pickles", pickle.dumps(REFS), read_plain_pickle, ".p"),
     Reader("classes", CLASSES, lambda path: read_classes(path, "ade20k"), ".txt"),
     Reader("predictions", PREDICTIONS, load_predictions),
