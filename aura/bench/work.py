@@ -95,7 +95,7 @@ class Work:
     def _encode(self, laps: Laps) -> ImageFeatures:
         sam_pixels, clip_pixels = self._pixels
         with torch.no_grad():
-            sam = self.model._encode_sam(sam_pixels)
+            sam = self.model.encode_sam(sam_pixels)
             laps.lap("SAM's encoder")
             clip = self.model.mllm.encode_images(clip_pixels)
             laps.lap("CLIP")

@@ -6,7 +6,8 @@ Legend: n ``[SEG]`` of an answer, H W pixels of the image.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import Cache
 
+from aura.chat.album import KEPT_IMAGES, Album, Picture
 from aura.data.answers import object_names
 from aura.data.photos import open_photo
 from aura.data.processor import SETTINGS_FILE, Processor
-from aura.features import encode_images
 from aura.machine.devices import check_bf16, check_build, inference_dtype
 from aura.masks import encode_rle, mask_area, mask_to_bbox
 from aura.model import AuraModel, Generation
@@ -33,6 +34,7 @@ from aura.weights.files import check_weight_files
 
 ImageSource = str | Path | Image.Image | np.ndarray
 OnText = Callable[[str], None]
+OnObject = Callable[[ReplyObject], None]
 
 
 class Assistant:
@@ -49,12 +51,15 @@ class Assistant:
         model: Put into evaluation mode.
         processor: The one the model was trained with.
         max_new_tokens: Longer answers are cut, and say so (``Reply.truncated``).
+        kept_images: Of so many images, the last ones, what questions have in common is kept (at most 1 GiB).
 
     Raises:
         ValueError: A model and a processor that disagree on ``[SEG]`` or on the image's tokens.
     """
 
-    def __init__(self, model: AuraModel, processor: Processor, *, max_new_tokens: int = 256) -> None:
+    def __init__(
+        self, model: AuraModel, processor: Processor, *, max_new_tokens: int = 256, kept_images: int = KEPT_IMAGES
+    ) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")
         for name in ("seg_token_id", "eos_token_id", "image_token_id", "num_image_tokens"):
@@ -66,6 +71,7 @@ class Assistant:
         self.model = model.train(False)
         self.processor = processor
         self.max_new_tokens = max_new_tokens
+        self.album = Album(self.model, processor.text, kept_images)
 
     @classmethod
     def from_pretrained(
@@ -125,33 +131,50 @@ class Assistant:
             model = model.to(place)
         return cls(model, Processor.from_pretrained(export), max_new_tokens=max_new_tokens)
 
-    def ask(self, image: ImageSource, question: str, on_text: OnText | None = None) -> Reply:
+    def ask(
+        self, image: ImageSource, question: str, on_text: OnText | None = None, on_object: OnObject | None = None
+    ) -> Reply:
         """Answer one question about one image.
 
         Args:
             image: File, PIL image, or array (see :func:`aura.data.photos.open_photo`).
             question: In the user's words.
             on_text: Called with each new piece of the answer while it is written; the pieces joined are ``Reply.text``.
+            on_object: Called with each object as soon as its masks are decoded, in the order of ``Reply.objects``.
 
         Raises:
             ValueError: An image that cannot be read, or a question that is empty or too long.
         """
-        return self.conversation(image).ask(question, on_text)
+        session = self._session(image)
+        try:
+            return session.ask(question, on_text, on_object)
+        finally:
+            session.close()
 
     def conversation(self, image: ImageSource) -> ChatSession:
-        """A conversation of several rounds about one image, which is encoded here, once; errors as :meth:`ask`."""
+        """A conversation of several rounds about one image; errors as :meth:`ask`.
+
+        The image is read here. SAM's encoder, which masks alone need, goes on beside whatever comes next. Its errors
+        are those of the first answer that has a mask.
+        """
+        session = self._session(image)
+        session.picture.prefix()
+        session.picture.sam.start()
+        return session
+
+    def _session(self, image: ImageSource) -> ChatSession:
         inputs = self.processor.image(open_photo(image))
-        (features,) = encode_images(self.model, [inputs])
-        return ChatSession(self.model, self.processor, features, inputs.geometry, inputs.pil, self.max_new_tokens)
+        picture = self.album.picture(inputs)
+        return ChatSession(self.model, self.processor, picture, inputs.geometry, inputs.pil, self.max_new_tokens)
 
 
 class ChatSession:
-    """The state of one conversation: the image's features, the tokens so far, and the key-value cache over them.
+    """The state of one conversation: its picture, the tokens so far, and the key-value cache over them.
 
     Args:
         model: In evaluation mode.
         processor: Writes prompts and reads answers.
-        features: The frozen encoders' outputs for the image (B = 1).
+        picture: Of an album, or the frozen encoders' outputs for the image (B = 1).
         geometry: How the image lies in SAM's square.
         image: RGB, upright; what the masks refer to.
         max_new_tokens: Most tokens of one answer.
@@ -161,13 +184,14 @@ class ChatSession:
         self,
         model: AuraModel,
         processor: Processor,
-        features: ImageFeatures,
+        picture: Picture | ImageFeatures,
         geometry: ImageGeometry,
         image: Image.Image | None = None,
         max_new_tokens: int = 256,
     ) -> None:
         self.model, self.processor = model, processor
-        self.features, self.geometry, self.image = features, geometry, image
+        self.picture = picture if isinstance(picture, Picture) else Picture.of(model, picture)
+        self.geometry, self.image = geometry, image
         self.max_new_tokens = max_new_tokens
         self.turns: list[tuple[str, Reply]] = []
         self._ids: list[int] = []  # the whole conversation, without the </s> of its last answer
@@ -177,42 +201,71 @@ class ChatSession:
         """Forget the questions and answers, keep the image."""
         self.turns, self._ids, self._cache = [], [], None
 
-    def ask(self, question: str, on_text: OnText | None = None) -> Reply:
+    def close(self) -> None:
+        """Stop what goes on beside for the image, such as its encoder; the next question would begin it anew."""
+        self.picture.sam.stop()
+
+    def ask(self, question: str, on_text: OnText | None = None, on_object: OnObject | None = None) -> Reply:
         """Answer the next question; arguments and errors as :meth:`Assistant.ask`.
 
-        Whatever interrupts it (also Ctrl-C) leaves the conversation as it was before the question.
+        Whatever interrupts it (also Ctrl-C) leaves the conversation as it was before the question, and nothing runs on.
         """
         question = self.processor.text.defuse(question)
         prompts = self.processor.text
         new = prompts.followup(question, closed=False) if self._ids else prompts.start_prompt(question)
         ids = [*self._ids, *new]
-        # Tokens of the conversation that the model has not read yet: the question, and whatever ended the last answer.
-        seen = self._cache.get_seq_length() if self._cache is not None else 0
         room = self._room_after(ids)
-        # The cache grows in place, and an interruption may leave its layers unequal: it counts again once all is done.
-        cache, self._cache = self._cache, None
+        try:
+            return self._answer(question, ids, min(self.max_new_tokens, room), on_text, on_object)
+        except BaseException:
+            self.close()
+            raise
+
+    def _answer(
+        self, question: str, ids: list[int], max_new_tokens: int, on_text: OnText | None, on_object: OnObject | None
+    ) -> Reply:
+        """To the conversation's tokens ``ids``, which end with the question."""
         text = self.processor.text.new_answer()
+        with ExitStack() as hurry:
+            hurry.enter_context(self.picture.quiet())
 
-        def on_token(token_id: int) -> None:
-            piece = text.push(token_id)
-            if piece and on_text is not None:
-                on_text(piece)
+            def on_token(token_id: int) -> None:
+                piece = text.push(token_id)
+                if not piece:
+                    return
+                if on_text is not None:
+                    on_text(piece)
+                hurry.close()  # the first word is out: SAM's turn, beside the others
+                self.picture.sam.start()
 
-        generation = self.model.generate_answer(
-            torch.tensor([ids[seen:]], device=self.model.device),
-            clip_features=self.features.clip_features if seen == 0 else None,
-            past_key_values=cache,
-            max_new_tokens=min(self.max_new_tokens, room),
-            on_token=on_token,
-        )
-        reply = read_reply(self.model, generation, text.text, self.features.sam_embeddings, self.geometry)
+            # The cache grows in place, and an interruption may leave its layers unequal: it counts again at the end.
+            cache, self._cache = self._cache_of_prefix(ids) if self._cache is None else self._cache, None
+            # Of the conversation, the model has not read the question yet, and whatever ended the last answer.
+            seen = cache.get_seq_length() if cache is not None else 0
+            generation = self.model.generate_answer(
+                torch.tensor([ids[seen:]], device=self.model.device),
+                clip_features=self.picture.clip_features if seen == 0 else None,
+                past_key_values=cache,
+                max_new_tokens=max_new_tokens,
+                on_token=on_token,
+            )
+        objects = []
+        for found in read_objects(self.model, generation, text.text, self.picture, self.geometry):
+            objects.append(found)
+            if on_object is not None:
+                on_object(found)
+        reply = Reply(text.text, tuple(objects), generation.truncated)
         answer = generation.token_ids
         turns = [*self.turns, (question, reply)]
-        ids += answer if generation.truncated else answer[:-1]
+        ids = [*ids, *(answer if generation.truncated else answer[:-1])]
         # Ctrl-C comes at calls, never between plain assignments: all of the turn is kept, or nothing.
         cache = generation.past_key_values
         self.turns, self._ids, self._cache = turns, ids, cache
         return reply
+
+    def _cache_of_prefix(self, ids: list[int]) -> Cache | None:
+        prefix = self.picture.prefix()
+        return prefix.new_cache(self.model.config.get_text_config()) if prefix and prefix.begins(ids) else None
 
     def _room_after(self, ids: list[int]) -> int:
         limit = int(self.model.config.get_text_config().max_position_embeddings)
@@ -224,28 +277,28 @@ class ChatSession:
         return limit - len(ids)
 
 
-def read_reply(
-    model: AuraModel, generation: Generation, text: str, sam_embeddings: torch.Tensor, geometry: ImageGeometry
-) -> Reply:
-    """Decode the masks of a generated answer.
+def read_objects(
+    model: AuraModel, generation: Generation, text: str, picture: Picture, geometry: ImageGeometry
+) -> Iterator[ReplyObject]:
+    """Decode the objects of a generated answer, one by one: three at once take an eighth less, and come all at the end.
 
     Args:
         model: In evaluation mode.
         generation: The answer, with its n ``[SEG]`` states.
         text: The answer's text, with n ``[SEG]`` marks.
-        sam_embeddings: SAM's features of the image (B = 1).
+        picture: Of the image; waited for if n > 0.
         geometry: How the image lies in SAM's square.
     """
     names = object_names(text)
     states = generation.seg_hidden
     assert len(names) == len(states), f"{len(names)} {SEG_TOKEN} marks but {len(states)} states: {text!r}"
-    masks = decode_answers(model, states, sam_embeddings, geometry)
-    objects = []
-    for name, (visible, amodal, rate, asked) in zip(names, masks, strict=True):
+    for index, name in enumerate(names):
+        ((visible, amodal, rate, asked),) = decode_answers(
+            model, states[index : index + 1], picture.canvas(), geometry
+        )
         if rate is None and visible is not None and amodal is not None:
             rate = float(occlusion_rate(visible & amodal, amodal))
-        objects.append(ReplyObject(name, visible, amodal, rate, asked or "both"))
-    return Reply(text, tuple(objects), generation.truncated)
+        yield ReplyObject(name, visible, amodal, rate, asked or "both")
 
 
 def reply_record(reply: Reply) -> dict[str, Any]:

@@ -7,18 +7,19 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aura.chat.assistant import Assistant, ChatSession, reply_record
+from aura.chat.assistant import Assistant, ChatSession, OnObject, reply_record
 from aura.data.photos import open_photo
 from aura.drawing.typesetting import colour_of
 from aura.drawing.visualize import ASKED_WORDS, overlay
@@ -65,6 +66,8 @@ class Terminal:
         photo = open_photo(path)
         with self._busy("looking at the image"):
             session = self.assistant.conversation(photo)
+        if self.session is not None and self.session.picture is not session.picture:
+            self.session.close()
         self.path, self.session, self.records = path, session, []
         self._say(f"{path} ({photo.width} x {photo.height} pixels)", style="dim")
 
@@ -76,7 +79,11 @@ class Terminal:
         question = question.encode("utf-8", "replace").decode("utf-8")  # a terminal may send what is no text
         path = self.out / f"{self.path.stem if self.path else 'image'}_{self.answered + 1:02d}.png"
         try:
-            reply = session.ask(question, None if self.as_json else self._stream)
+            if self.as_json:
+                reply = session.ask(question)
+            else:
+                with self._growing_table(image) as add:
+                    reply = session.ask(question, self._stream, add)
             write_bytes(path, draw_reply(image, question, reply))
         except BaseException:
             # Ctrl-C too: an answer that is finished is told, whatever becomes of its picture.
@@ -101,7 +108,7 @@ class Terminal:
         if self.as_json:
             print(json.dumps(record, allow_nan=False), flush=True)
         else:
-            self._show(reply, image, path)
+            self._show(reply, path)
         return record
 
     def command(self, line: str) -> bool:
@@ -209,13 +216,36 @@ class Terminal:
 
     # --- what a person sees -------------------------------------------------------------------------------------------
 
-    def _show(self, reply: Reply, image: Image.Image, path: Path | None) -> None:
-        self._say("")
+    @contextmanager
+    def _growing_table(self, image: Image.Image) -> Iterator[OnObject]:
+        """A function that adds an object to the table of an answer; what is no terminal gets the table at the end."""
+        objects: list[ReplyObject] = []
+
+        def table() -> Table:
+            return objects_table(objects, image.width * image.height)
+
+        with ExitStack() as shown:
+            live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+
+            def add(found: ReplyObject) -> None:
+                objects.append(found)
+                if len(objects) == 1:
+                    self._say("")
+                    if live is not None:
+                        shown.enter_context(live)
+                if live is not None:
+                    live.update(table(), refresh=True)
+
+            yield add
+        if objects and live is None:
+            self.console.print(table())
+
+    def _show(self, reply: Reply, path: Path | None) -> None:
+        if not reply.objects:
+            self._say("")
         if reply.truncated:
             self._say("(cut: the answer reached its longest allowed length, see --max-new-tokens)", style="yellow")
-        if reply.objects:
-            self.console.print(objects_table(reply, image.width * image.height))
-        else:
+        if not reply.objects:
             self._say("(the answer points at no object)", style="dim")
         if path is not None:
             self._say(f"overlay: {path}", style="dim")
@@ -230,18 +260,18 @@ class Terminal:
         return self.console.status(what)
 
 
-def objects_table(reply: Reply, pixels: int) -> Table:
+def objects_table(objects: Sequence[ReplyObject], pixels: int) -> Table:
     """One row per object: its colour in the overlay, name, occlusion rate, and areas in pixels and % of the image.
 
     Where the question means one kind of mask, a column says which.
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
-    one_kind = any(obj.asked != "both" for obj in reply.objects)
+    one_kind = any(obj.asked != "both" for obj in objects)
     for title in ("", "object", "asked") if one_kind else ("", "object"):
         table.add_column(title)
     for title in ("occluded", "visible px", "%", "amodal px", "%"):
         table.add_column(title, justify="right")
-    for index, obj in enumerate(reply.objects):
+    for index, obj in enumerate(objects):
         areas = [None if mask is None else int(mask.sum()) for mask in (obj.visible, obj.amodal)]
         rate = "–" if obj.occlusion_rate is None else f"{obj.occlusion_rate:.0%}"
         table.add_row(

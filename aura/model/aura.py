@@ -25,7 +25,7 @@ from aura.model.generation import AnswerWriter
 from aura.model.intent import IntentHead
 from aura.model.mllm import Mllm, Places, packed_attention_mask, widen_projector
 from aura.model.occlusion import IMAGE_SIDES, OcclusionConditionEncoder, SpatialOcclusionEncoder, ZeroScale
-from aura.model.segmentation import PromptEncoder
+from aura.model.segmentation import Canvas, PromptEncoder
 from aura.model.tiled_attention import attend_in_tiles
 from aura.model.tiny_vit import build_sam
 from aura.types import AuraOutput, Batch, ImageFeatures, MaskOutput
@@ -134,9 +134,11 @@ class AuraModel(AnswerWriter, PreTrainedModel):
     @torch.no_grad()
     def encode_images(self, sam_pixels: torch.Tensor, clip_pixels: torch.Tensor) -> ImageFeatures:
         """Frozen features of SAM pixels [B, 3, S, S] and CLIP pixels [B, 3, P, P]; worth caching."""
-        return ImageFeatures(self._encode_sam(sam_pixels), self.mllm.encode_images(clip_pixels))
+        return ImageFeatures(self.encode_sam(sam_pixels), self.mllm.encode_images(clip_pixels))
 
-    def _encode_sam(self, sam_pixels: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def encode_sam(self, sam_pixels: torch.Tensor) -> torch.Tensor:
+        """The half of :meth:`encode_images` that only masks need: [B, C, g, g]."""
         return self.image_encoder(sam_pixels.to(self.image_encoder.dtype)).last_hidden_state
 
     def forward(self, batch: Batch) -> AuraOutput:
@@ -149,7 +151,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             sam_embeddings, clip_features = batch.sam_embeddings, batch.clip_features
             if sam_embeddings is None:
                 assert batch.sam_pixels is not None, "a batch has pixels or features"
-                sam_embeddings = self._encode_sam(batch.sam_pixels)
+                sam_embeddings = self.encode_sam(batch.sam_pixels)
             if clip_features is None:
                 assert batch.clip_pixels is not None, "a batch has pixels or features"
                 clip_features = self.mllm.encode_images(batch.clip_pixels)
@@ -166,19 +168,29 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         return AuraOutput(masks, text_logits=text_logits, unused=unused)
 
     def decode_masks(
-        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor
+        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor | Canvas, seg_image: torch.Tensor
     ) -> MaskOutput:
         """Masks and occlusion of N ``[SEG]`` states, in one call for all images.
 
         Args:
             seg_hidden: [N, H].
-            sam_embeddings: [B, C, g, g].
+            sam_embeddings: [B, C, g, g], or what :meth:`canvas` makes of them; then without E_SO's map, which the
+                losses alone read.
             seg_image: int64 [N], the image of each state.
         """
         return self._decode(seg_hidden, sam_embeddings, seg_image)[0]
 
+    @torch.no_grad()
+    def canvas(self, sam_embeddings: torch.Tensor) -> Canvas:
+        """What all masks of these images [B, C, g, g] share; worth keeping where several answers point at one image."""
+        weight = next(self.prompt_encoder.projection.parameters())
+        images = sam_embeddings.to(weight.device, weight.dtype) + self.prompt_encoder.dense()
+        positions = self.prompt_encoder.image_positions()
+        sides = [segmentation.project(d, images, positions) for d in (self.visible_decoder, self.amodal_decoder)]
+        return Canvas(images, positions, *sides)
+
     def _decode(
-        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor, seg_image: torch.Tensor
+        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor | Canvas, seg_image: torch.Tensor
     ) -> tuple[MaskOutput, torch.Tensor]:
         """The masks, and a zero that holds on to whatever was computed and is not in them."""
         count = len(seg_hidden)
@@ -186,12 +198,18 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             # A stand-in object, because modules that run on one rank only would stop ZeRO and DDP.
             seg_hidden, seg_image = seg_hidden.new_zeros(1, seg_hidden.shape[1]), seg_image.new_zeros(1)
         refined = self.prompt_encoder(seg_hidden)  # e_r [N, C]
-        images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()  # [B, C, g, g]
+        spatial = not isinstance(sam_embeddings, Canvas)
+        if isinstance(sam_embeddings, Canvas):
+            canvas = sam_embeddings
+        else:
+            images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()  # [B, C, g, g]
+            canvas = Canvas(images, self.prompt_encoder.image_positions(), None, None)
 
         def draw(refined: torch.Tensor, seg_image: torch.Tensor) -> dict[str, torch.Tensor]:
-            return self._draw(refined, images, seg_image)
+            return self._draw(refined, canvas, seg_image, spatial)
 
-        drawn = in_chunks(draw, (refined, seg_image.to(refined.device)), self._objects_at_once(images.shape[-2:]))
+        at_once = self._objects_at_once(canvas.images.shape[-2:])
+        drawn = in_chunks(draw, (refined, seg_image.to(refined.device)), at_once)
         # SAM's quality heads are trainable, as in LISA, but no loss asks for them.
         idle = [drawn.pop(name) for name in ("visible_quality", "amodal_quality") if name in drawn]
         output = MaskOutput(*map(drawn.get, ("visible", "amodal", "rate", "spatial")))
@@ -203,21 +221,23 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         unused = 0.0 * torch.stack([value.float().mean().to(refined.device) for value in idle]).sum()
         return output, unused
 
-    def _draw(self, refined: torch.Tensor, images: torch.Tensor, seg_image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Masks and occlusion of n objects: e_r [n, C], embeddings [B, C, g, g], and the image of each object [n]."""
+    def _draw(
+        self, refined: torch.Tensor, canvas: Canvas, seg_image: torch.Tensor, spatial: bool
+    ) -> dict[str, torch.Tensor]:
+        """Masks and occlusion of n objects: e_r [n, C], and the image of each object [n]."""
         drawn: dict[str, torch.Tensor] = {}
-        where = images, seg_image, self.prompt_encoder.image_positions()
+        where = canvas.images, seg_image, canvas.positions
         if self.visible_decoder is not None:
-            logits, quality = segmentation.decode(self.visible_decoder, refined, *where)  # [n, h, w], [n]
-            drawn |= {"visible": logits, "visible_quality": quality}
+            logits, quality = segmentation.decode(self.visible_decoder, refined, *where, canvas.visible)
+            drawn |= {"visible": logits, "visible_quality": quality}  # [n, h, w], [n]
         aware = refined  # e_oa [n, C], or both prompts [n, 2, C]
         if self.occlusion_condition is not None:
             aware, drawn["rate"] = self.occlusion_condition(refined)
         if self.amodal_decoder is not None:
-            logits, quality = segmentation.decode(self.amodal_decoder, aware, *where)
+            logits, quality = segmentation.decode(self.amodal_decoder, aware, *where, canvas.amodal)
             drawn |= {"amodal": logits, "amodal_quality": quality}
-        if self.spatial_occlusion is not None:
-            drawn["spatial"] = self.spatial_occlusion(drawn["visible"], drawn["amodal"], images, seg_image)
+        if self.spatial_occlusion is not None and spatial:
+            drawn["spatial"] = self.spatial_occlusion(drawn["visible"], drawn["amodal"], canvas.images, seg_image)
         return drawn
 
     def _objects_at_once(self, grid: Sequence[int]) -> int:

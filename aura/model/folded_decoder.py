@@ -12,7 +12,7 @@ channels each.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -30,12 +30,37 @@ def can_fold(decoder: Any, num_pixels: int) -> bool:
     return num_pixels >= LEAST_PIXELS and not hooked
 
 
+class ImageSide(NamedTuple):
+    """The pixels of B images as a decoder's first layer projects them, whatever the objects are."""
+
+    keys: torch.Tensor  # [B, P, a * d], that tokens attend to
+    values: torch.Tensor  # [B, P, a * d]
+    query: torch.Tensor  # [B, a, d, P], with which pixels attend to tokens
+
+
+def project_images(decoder: Any, images: torch.Tensor, positions: torch.Tensor) -> ImageSide:
+    """Of images [B, C, g, g], with the dense prompt added, and positions [1, C, g, g]."""
+    layer = decoder.transformer.layers[0]
+    to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+    embeddings = images.flatten(2).transpose(1, 2)  # [B, P, C]
+    placed = embeddings + positions.flatten(2).transpose(1, 2)
+    query = _heads(to_tokens, to_tokens.q_proj(placed)).transpose(2, 3)
+    return ImageSide(to_image.k_proj(placed), to_image.v_proj(embeddings), query)
+
+
 def decode_folded(
-    decoder: Any, prompts: torch.Tensor, images: torch.Tensor, image_of: torch.Tensor, positions: torch.Tensor
+    decoder: Any,
+    prompts: torch.Tensor,
+    images: torch.Tensor,
+    image_of: torch.Tensor,
+    positions: torch.Tensor,
+    projected: ImageSide | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Arguments and results of :func:`aura.model.segmentation.decode`; prompts are [N, T, C]."""
     count, side = len(prompts), images.shape[-1]
     transformer = decoder.transformer
+    if projected is None:
+        projected = project_images(decoder, images, positions)
     embeddings = images.flatten(2).transpose(1, 2)  # [B, P, C]
     places = positions.flatten(2).transpose(1, 2)  # [1, P, C]
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(count, -1, -1)
@@ -46,8 +71,7 @@ def decode_folded(
         to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
         if pixels is None:  # the first layer
             queries = layer.layer_norm1(_among_tokens(layer.self_attn, queries, queries))
-            placed = embeddings + places
-            read = _read_images(to_image, queries + tokens, placed, embeddings, image_of)
+            read = _read_images(to_image, queries + tokens, projected, image_of)
         else:
             queries = layer.layer_norm1(queries + _among_tokens(layer.self_attn, queries + tokens, queries))
             placed = pixels + places
@@ -55,7 +79,7 @@ def decode_folded(
         queries = layer.layer_norm2(queries + read)
         queries = layer.layer_norm3(queries + layer.mlp(queries))
         if pixels is None:
-            pixels = _change_images(to_tokens, placed, queries + tokens, queries, embeddings, image_of)
+            pixels = _change_images(to_tokens, projected.query, queries + tokens, queries, embeddings, image_of)
         else:
             pixels = _change_pixels(to_tokens, placed, queries + tokens, queries, pixels)
         pixels = layer.layer_norm4(pixels)  # [N, P, C]
@@ -81,14 +105,12 @@ def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
     return x.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
 
 
-def _read_images(
-    attention: Any, query: torch.Tensor, placed: torch.Tensor, embeddings: torch.Tensor, image_of: torch.Tensor
-) -> torch.Tensor:
-    """Tokens [N, t, C] attend to the pixels [B, P, C] of their images."""
+def _read_images(attention: Any, query: torch.Tensor, projected: ImageSide, image_of: torch.Tensor) -> torch.Tensor:
+    """Tokens [N, t, C] attend to the pixels of their images."""
     count = len(query)
     query = attention.q_proj(query)
-    keys, values = attention.k_proj(placed), attention.v_proj(embeddings)  # [B, P, a * d]
-    if len(placed) == 1:
+    keys, values = projected.keys, projected.values
+    if len(keys) == 1:
         query = query.flatten(0, 1)[None]  # the tokens of all objects, as if they were one's
     else:
         keys, values = keys[image_of], values[image_of]
@@ -114,16 +136,18 @@ def _read_pixels(attention: Any, query: torch.Tensor, keys: torch.Tensor, values
 
 def _change_images(
     attention: Any,
-    placed: torch.Tensor,
+    query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     embeddings: torch.Tensor,
     image_of: torch.Tensor,
 ) -> torch.Tensor:
-    """Pixels [B, P, C] of the images, changed by attending to the tokens [N, t, C] of each object: [N, P, C]."""
+    """Pixels [B, P, C] of the images, changed by attending to the tokens [N, t, C] of each object: [N, P, C].
+
+    ``query`` is the images' own, [B, a, d, P].
+    """
     keys = _heads(attention, attention.k_proj(keys) * attention.scaling)  # [N, a, t, d]
-    query = _heads(attention, attention.q_proj(placed)).transpose(2, 3)  # [B, a, d, P]
-    if len(placed) == 1:
+    if len(query) == 1:
         count = len(keys)
         scores = keys.permute(1, 0, 2, 3).flatten(1, 2) @ query[0]  # [a, N * t, P]
         scores = scores.unflatten(1, (count, -1)).transpose(0, 1)  # [N, a, t, P]

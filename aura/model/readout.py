@@ -12,18 +12,20 @@ import torch
 
 from aura.geometry import to_image
 from aura.model import AuraModel
+from aura.model.segmentation import Canvas
 from aura.types import ASKED, ImageGeometry, MaskOutput, MaskPair
 
 
 @torch.no_grad()
 def decode_answers(
-    model: AuraModel, states: torch.Tensor, sam_embeddings: torch.Tensor, geometry: ImageGeometry
+    model: AuraModel, states: torch.Tensor, sam_embeddings: torch.Tensor | Canvas, geometry: ImageGeometry
 ) -> Iterator[MaskPair]:
     """The masks of ``[SEG]`` states [n, H] of one image, whose embeddings have B = 1; nothing for n = 0."""
     if len(states) == 0:
         return iter(())
+    canvas = sam_embeddings if isinstance(sam_embeddings, Canvas) else model.canvas(sam_embeddings)
     image = torch.zeros(len(states), dtype=torch.int64, device=states.device)
-    return read_masks(model.decode_masks(states, sam_embeddings, image), range(len(states)), geometry)
+    return read_masks(model.decode_masks(states, canvas, image), range(len(states)), geometry)
 
 
 def read_masks(output: MaskOutput, rows: Iterable[int], geometry: ImageGeometry) -> Iterator[MaskPair]:

@@ -6,11 +6,13 @@ g side of SAM's embedding grid, h w the decoder's output grid (4 g).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
-from aura.model.folded_decoder import can_fold, decode_folded
+from aura.model.folded_decoder import ImageSide, can_fold, decode_folded, project_images
 
 
 class TextProjection(nn.Sequential):
@@ -85,12 +87,34 @@ class PromptEncoder(nn.Module):
         return embedding(grid).permute(2, 0, 1).unsqueeze(0)
 
 
+class Canvas(NamedTuple):
+    """What all masks of B images share, to be made once and drawn on again and again."""
+
+    images: torch.Tensor  # [B, C, g, g], with the dense prompt added
+    positions: torch.Tensor  # [1, C, g, g]
+    visible: ImageSide | None  # of each decoder; None where it makes its own
+    amodal: ImageSide | None
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = [self.images, self.positions, *(self.visible or ()), *(self.amodal or ())]
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+def project(decoder: SamMaskDecoder | None, images: torch.Tensor, positions: torch.Tensor) -> ImageSide | None:
+    """The decoder's side of the images [B, C, g, g] for a :class:`Canvas`; ``None`` where it is not folded."""
+    if decoder is None or not can_fold(decoder, images.shape[-2] * images.shape[-1]):
+        return None
+    return project_images(decoder, images, positions)
+
+
 def decode(
     decoder: SamMaskDecoder,
     prompts: torch.Tensor,
     images: torch.Tensor,
     image_of: torch.Tensor,
     positions: torch.Tensor,
+    projected: ImageSide | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One mask per prompt (or group of prompts), all N in one call, whichever image each is about.
 
@@ -100,13 +124,14 @@ def decode(
         images: [B, C, g, g], with the dense prompt added.
         image_of: int64 [N], the image of each prompt.
         positions: Of the embedding grid, [1, C, g, g].
+        projected: What :func:`project` makes of the images, where it is at hand.
 
     Returns:
         Logits [N, h, w] (SAM's mask token 0) and SAM's own quality estimate [N], which AURA does not use.
     """
     prompts = prompts[:, None] if prompts.dim() == 2 else prompts  # [N, T, C]
     if can_fold(decoder, images.shape[-2] * images.shape[-1]):
-        return decode_folded(decoder, prompts, images, image_of, positions)
+        return decode_folded(decoder, prompts, images, image_of, positions, projected)
     # The decoder repeats an image for each of its prompts anyway, so one gathered image per prompt costs nothing.
     gathered = images[image_of]  # [N, C, g, g]
     masks, quality = decoder(

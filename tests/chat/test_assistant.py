@@ -157,11 +157,14 @@ def test_free_generation_with_the_cache_equals_generation_from_scratch(assistant
 
 def test_each_image_is_encoded_once_and_each_token_read_once(assistant, image, monkeypatch):
     make_it_say(assistant, *ANSWERS)
-    calls = {"encode": 0, "tokens": 0}
-    encode, embed = assistant.model.encode_images, assistant.model.mllm.embed
-    monkeypatch.setattr(
-        assistant.model, "encode_images", lambda *a: (calls.update(encode=calls["encode"] + 1), encode(*a))[1]
-    )
+    calls = {"sam": 0, "clip": 0, "tokens": 0}
+    embed = assistant.model.mllm.embed
+    for name, owner, method in (
+        ("sam", assistant.model, "encode_sam"),
+        ("clip", assistant.model.mllm, "encode_images"),
+    ):
+        encode = getattr(owner, method)
+        monkeypatch.setattr(owner, method, lambda *a, n=name, e=encode: (calls.update({n: calls[n] + 1}), e(*a))[1])
 
     def count(ids, features=None):
         calls["tokens"] += ids.numel()
@@ -171,11 +174,11 @@ def test_each_image_is_encoded_once_and_each_token_read_once(assistant, image, m
     chat = assistant.conversation(image)
     for question in ("one?", "two?", "three?"):
         chat.ask(question)
-    assert calls == {"encode": 1, "tokens": len(chat._ids)}
+    assert calls == {"sam": 1, "clip": 1, "tokens": len(chat._ids)}
     chat.reset()
     make_it_say(assistant, ANSWERS[1])
     chat.ask("again?")
-    assert calls["encode"] == 1
+    assert calls["sam"] == calls["clip"] == 1
     assert len(chat.turns) == 1
 
 

@@ -37,13 +37,16 @@ def answers(monkeypatch):
     bus = ReplyObject("bus", left & ~right, left, 0.5)
     prepared: list[Reply | BaseException] = []
 
-    def ask(self, question, on_text=None):
+    def ask(self, question, on_text=None, on_object=None):
         reply = prepared.pop(0) if prepared else Reply("Take the bus [SEG].", (bus,))
         if isinstance(reply, BaseException):
             raise reply
         for piece in reply.text.partition("bus"):
             if on_text is not None:
                 on_text(piece)
+        for obj in reply.objects:
+            if on_object is not None:
+                on_object(obj)
         self.turns.append((question, reply))
         return reply
 

@@ -217,7 +217,7 @@ def test_aura_upon_mobile_sam_is_saved_and_loaded(tiny_llava_config, tmp_path):
     again = AuraModel.from_pretrained(tmp_path).eval()
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with torch.no_grad():
-        assert torch.equal(model._encode_sam(pixels), again._encode_sam(pixels))
+        assert torch.equal(model.encode_sam(pixels), again.encode_sam(pixels))
 
 
 @pytest.mark.skipif(not (ONNX / "encoder.onnx").is_file(), reason="no ONNX files; scripts/get_weights.py fetches them")
