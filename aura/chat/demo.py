@@ -25,7 +25,7 @@ COLUMNS = ["", "object", "hidden", "visible px", "amodal px"]
 SWITCHES = ("both", "visible", "amodal", "hidden")
 """What is drawn of an object; where a question means one kind of mask, ``asked`` draws the stress on that."""
 Answer = tuple[str, Image.Image | None, list[list[Any]]]
-"""The text so far; with the last one the overlay, and one row per object."""
+"""The text and the rows of the objects so far; with the last one the overlay."""
 
 
 class Demo:
@@ -42,20 +42,23 @@ class Demo:
 
     def answer(self, session: ChatSession, question: str) -> Iterator[Answer]:
         """The answer as it is written, ``[SEG]`` marks as the overlay's numbers; ValueError if it cannot be asked."""
-        pieces: SimpleQueue[str | Reply | BaseException] = SimpleQueue()
+        pieces: SimpleQueue[str | ReplyObject | Reply | BaseException] = SimpleQueue()
 
         def ask() -> None:
             with self._turn:
                 try:
-                    pieces.put(session.ask(question, pieces.put))
+                    pieces.put(session.ask(question, pieces.put, pieces.put))
                 except BaseException as error:
                     pieces.put(error)
 
         threading.Thread(target=ask, daemon=True).start()
-        text = ""
-        while isinstance(piece := pieces.get(), str):
-            text += piece
-            yield numbered(text), None, []
+        text, objects = "", list[ReplyObject]()
+        while isinstance(piece := pieces.get(), str | ReplyObject):
+            if isinstance(piece, str):
+                text += piece
+            else:
+                objects.append(piece)
+            yield numbered(text), None, object_rows(Reply(text, tuple(objects)))
         if isinstance(piece, BaseException):
             raise piece
         assert session.image is not None

@@ -19,11 +19,13 @@ class Session:
         self.image = image
         self.turns: list[tuple[str, Reply]] = []
 
-    def ask(self, question, on_text):
+    def ask(self, question, on_text, on_object):
         if not question.strip():
             raise ValueError(f"the question is empty {EVIL}")
         for piece in ("Take **the** ", "bus ", "[SEG]", f" or {EVIL} [SEG]."):
             on_text(piece)
+        for obj in reply_about(self.image).objects:
+            on_object(obj)
         self.turns.append((question, reply_about(self.image)))
         return self.turns[-1][1]
 

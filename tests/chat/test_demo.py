@@ -20,11 +20,13 @@ REPLY = Reply("Take the bus [SEG].", (ReplyObject("bus", MASK[:, ::-1], MASK, 0.
 class Session:
     image = Image.new("RGB", (60, 40))
 
-    def ask(self, question, on_text):
+    def ask(self, question, on_text, on_object):
         if not question:
             raise ValueError("the question is empty")
         for piece in ("Take the ", "bus ", "[SEG]", "."):
             on_text(piece)
+        for obj in REPLY.objects:
+            on_object(obj)
         return REPLY
 
 
@@ -37,8 +39,10 @@ class Assistant:
 
 def test_an_answer_streams_and_ends_with_overlay_and_table():
     *pieces, last = Demo(Assistant()).answer(Session(), "What?")
-    assert [text for text, _, _ in pieces] == ["Take the ", "Take the bus ", "Take the bus (1)", "Take the bus (1)."]
-    assert all(picture is None and rows == [] for _, picture, rows in pieces)
+    *words, drawn = pieces
+    assert [text for text, _, _ in words] == ["Take the ", "Take the bus ", "Take the bus (1)", "Take the bus (1)."]
+    assert all(picture is None and rows == [] for _, picture, rows in words)
+    assert drawn == ("Take the bus (1).", None, last[2]), "an object is told before the overlay is drawn"
     text, picture, rows = last
     assert text == "Take the bus (1)."
     assert picture.width >= 60

@@ -9,7 +9,7 @@ from transformers import LlavaForConditionalGeneration
 from aura.config import LossSettings, ModelSettings
 from aura.data.collate import collate
 from aura.losses import AuraCriterion
-from aura.model import AuraConfig, AuraModel, segmentation
+from aura.model import AuraConfig, AuraModel, folded_decoder, segmentation
 from aura.model.mllm import Mllm
 
 WITHOUT_SEG = {"conversations": [[6], [4]], "seg": 0}
@@ -369,3 +369,21 @@ def test_7b_sizes():
     occlusion = parts["occlusion_condition"].trainable + parts["spatial_occlusion"].trainable
     assert sum(p.trainable for p in parts.values()) == 292_309_704 + occlusion
     assert size["occlusion_condition"] == 2 * (256 * 256 + 256) + 257
+
+
+@pytest.mark.parametrize("least_pixels", [1, 10**6])
+def test_masks_drawn_on_a_canvas_are_the_masks(tiny_model, least_pixels, monkeypatch):
+    """Of folded decoders, it holds the image's side; E_SO's map, which no mask needs, is left out."""
+    monkeypatch.setattr(folded_decoder, "LEAST_PIXELS", least_pixels)
+    states, embeddings, image = torch.randn(3, 32), torch.randn(2, 32, 8, 8), torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        canvas = tiny_model.canvas(embeddings)
+        assert (canvas.visible is None) == (canvas.amodal is None) == (least_pixels > 1)
+        drawn, expected = (tiny_model.decode_masks(states, on, image) for on in (canvas, embeddings))
+        alone = tiny_model.decode_masks(states[:1], tiny_model.canvas(embeddings[:1]), image[:1])
+    for name in ("visible_logits", "amodal_logits", "occlusion_rate"):
+        assert torch.allclose(drawn[name], expected[name], atol=1e-5)
+        assert torch.allclose(alone[name], expected[name][:1], atol=1e-5)
+    assert drawn.spatial_logits is None and expected.spatial_logits is not None
+    tensors = [*canvas[:2], *(canvas.visible or ()), *(canvas.amodal or ())]
+    assert canvas.num_bytes == 4 * sum(tensor.numel() for tensor in tensors)
