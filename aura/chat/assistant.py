@@ -293,9 +293,7 @@ def read_objects(
     states = generation.seg_hidden
     assert len(names) == len(states), f"{len(names)} {SEG_TOKEN} marks but {len(states)} states: {text!r}"
     for index, name in enumerate(names):
-        ((visible, amodal, rate, asked),) = decode_answers(
-            model, states[index : index + 1], picture.canvas(), geometry
-        )
+        ((visible, amodal, rate, asked),) = decode_answers(model, states[index : index + 1], picture.canvas(), geometry)
         if rate is None and visible is not None and amodal is not None:
             rate = float(occlusion_rate(visible & amodal, amodal))
         yield ReplyObject(name, visible, amodal, rate, asked or "both")
