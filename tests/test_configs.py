@@ -112,6 +112,9 @@ def test_the_sweep_s_mini_run_is_a_shorter_mini_run():
     shared = {"steps", "warmup_steps", "output_dir", "validate_every", "checkpoint_every", "keep_last", "tensorboard"}
     ours, theirs = vars(sweep.train), vars(mini.train)
     assert {key for key in ours if ours[key] != theirs[key]} <= shared
+    full = over("mini.yaml", CONFIGS / "sweep_mini.yaml", CONFIGS / "sweep_mini_full.yaml").train
+    assert (full.steps, full.warmup_steps, full.lr) == (mini.train.steps, mini.train.warmup_steps, mini.train.lr)
+    assert full.output_dir == sweep.train.output_dir
 
 
 def changes(config: Config) -> dict[str, object]:
