@@ -1,38 +1,34 @@
 #!/usr/bin/env python
-"""Kill a training again and again, at random moments, and see whether it becomes the run that nobody disturbed.
+"""Kill what AURA does, again and again, at random moments, and see whether it becomes what nobody disturbed.
 
-    python scripts/torture.py --kills 100 --ranks 2 --out torture -- --config configs/mini.yaml --train.steps 12
+    python scripts/torture.py --kills 100 --out torture -- --config configs/mini.yaml --train.steps 12
 
-Everything after ``--`` is given to train_ds.py; the run folder and the feature cache are set here. First the run is
-made once in peace. Then it is started, killed and started again with the same command until it ends, and a new one
-begins, until enough kills were done. Killed are one rank, all ranks with their launcher, or the launcher alone, with
--9; or all ranks get SIGTERM. The moment is drawn too: while weights are loaded and features encoded, in a step, while a
-checkpoint is written, in validation, in the export. Each finished run's losses, validations and exported weights must
-equal the peaceful run's bit for bit, and nothing may hang. Results: OUT/torture.json; the exit code is 1 if anything
-differed or hung. It is meant for a CPU, where sums have one order.
+Everything after ``--`` is given to train_ds.py; its run folder and feature cache are set here. The kinds (``--only``):
 
-The processes are forked from this one, which has loaded torch and DeepSpeed, so that a start takes seconds.
+training            ranks, one or all, or their launcher; while weights are loaded, in a step, a checkpoint, a
+                    validation, the export; losses and exported weights must be equal to the last bit
+cache               four processes that build the feature cache; no stored image is lost, and all are equal
+generation_offline  two processes of build_dataset.py generate
+generation_openai   the same with a service on this machine; no answer is lost, nothing is paid twice
+generation_openai_batch   one process with its batch endpoint
+review              the review server, while three people work; no acknowledged verdict or draft is lost
+
+Each is done once in peace. Then the same command is started, killed with -9 or SIGTERM and started again until it ends,
+and a new one begins, until enough kills were done. Each end must equal the peaceful one, and nothing may hang. Results:
+OUT/torture.json; the exit code is 1 if anything differed, hung or was lost. It is meant for a CPU, where sums have one
+order. The processes are forked from this one, which has loaded torch and DeepSpeed, so that a start takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import os
 import platform
 import random
-import signal
-import socket
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import psutil
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,228 +37,102 @@ from aura import environment
 environment.command_line(__name__)
 
 from aura.files import write_json
-from aura.train.logs import read_log
 
-VICTIMS = ("one rank", "all ranks and the launcher", "the launcher", "all ranks, by SIGTERM")
-MOMENTS = ("loading", "step", "checkpoint", "validation", "export")
-KILLS_A_RUN = 8
-"""After so many a run may end in peace, so that it is compared."""
-PATIENCE = 90.0
-"""Seconds after which a process that should have ended hangs: the launcher itself allows 30."""
-
-
-class Start:
-    """One start of the command: a launcher that forks the ranks, and ends them all when one fails."""
-
-    def __init__(self, argv: Sequence[str], ranks: int, output: Path) -> None:
-        self.argv, self.num_ranks, self.output = argv, ranks, output
-        self.launcher = psutil.Process(self._fork(self._launch))
-        self._status: int | None = None
-
-    def _fork(self, act: Callable[[], int]) -> int:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                code = act()
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else 1
-            finally:
-                os._exit(code & 255)
-        return pid
-
-    def _launch(self) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alive = {self._fork(lambda rank=rank: self._be_rank(rank, port)) for rank in range(self.num_ranks)}  # type: ignore[misc]
-        worst, deadline = 0, float("inf")
-        while alive:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                time.sleep(0.02)
-            elif (code := os.waitstatus_to_exitcode(status)) and not worst:
-                worst, deadline = abs(code), time.monotonic() + 30
-                self._signal(alive - {pid}, signal.SIGTERM)
-            alive.discard(pid)
-            if time.monotonic() > deadline:
-                self._signal(alive, signal.SIGKILL)
-        return worst
-
-    @staticmethod
-    def _signal(pids: set[int], number: int) -> None:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def _be_rank(self, rank: int, port: int) -> int:
-        import train_ds
-
-        handle = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.num_ranks, "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
-        return train_ds.main(self.argv)
-
-    def ranks(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return self.launcher.children()
-        return []
-
-    def status(self) -> int | None:
-        """The launcher's exit code; ``None`` while it is at work."""
-        if self._status is None:
-            pid, status = os.waitpid(self.launcher.pid, os.WNOHANG)
-            self._status = os.waitstatus_to_exitcode(status) if pid else None
-        return self._status
-
-    def kill(self, victim: str, dice: random.Random) -> bool:
-        """Returns whether every process was gone in time."""
-        ranks = self.ranks()
-        everything = [*ranks, *(child for rank in ranks for child in _children(rank))]
-        if victim == "one rank":
-            _send([dice.choice(ranks)] if ranks else [], signal.SIGKILL)
-        elif victim == "all ranks, by SIGTERM":
-            _send(ranks, signal.SIGTERM)
-        else:
-            _send([self.launcher], signal.SIGKILL)
-            _send(ranks, signal.SIGKILL if victim.startswith("all") else signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        while (self.status() is None or any(map(_lives, everything))) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        alive = [process for process in everything if _lives(process)]
-        _send([*alive, *([self.launcher] if self.status() is None else [])], signal.SIGKILL)
-        return not alive
+SHARES = {
+    "training": 5,
+    "cache": 3,
+    "generation_offline": 3,
+    "generation_openai": 3,
+    "generation_openai_batch": 3,
+    "review": 3,
+}
+"""Kinds, and how many of the kills each gets, in proportion."""
+NEED_A_MODEL = ("training", "cache")
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.children(recursive=True)
-    return []
+def divide(kills: int, kinds: Sequence[str]) -> dict[str, int]:
+    """Kills of each kind: at least one, and ``kills`` in all where that many do."""
+    total = sum(SHARES[kind] for kind in kinds)
+    given = {kind: max(1, kills * SHARES[kind] // total) for kind in kinds}
+    for kind in list(kinds)[: max(0, kills - sum(given.values()))]:
+        given[kind] += 1
+    return given
 
 
-def _send(processes: Sequence[psutil.Process], number: int) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def is_moment(moment: str, run: Path, begun: float) -> bool:
-    """Whether the run looks, from outside, to be in this moment; files older than ``begun`` are of an earlier start."""
-    log = run / "log.jsonl"
-    written = log.is_file() and log.stat().st_mtime > begun
-    if moment == "loading":  # from the first file that this start has made; on the first start, that of the cache
-        return (run / ".owner").is_file() and (run / ".owner").stat().st_mtime > begun and not written
-    if moment == "step":
-        return written and log.stat().st_size > 0
-    if moment == "checkpoint":
-        return any((run / "checkpoints").glob(".step_*.unfinished"))
-    if moment == "validation":  # its step's losses are logged, its figures are not
-        last = (read_log(log) or [{"kind": ""}])[-1] if written else {"kind": ""}
-        if last["kind"] != "train":
-            return False
-        every = yaml.safe_load((run / "config.yaml").read_text())["train"]["validate_every"]
-        return every > 0 and last["step"] % every == 0
-    return (run / ".export.unfinished").exists()
-
-
-def fingerprint(run: Path) -> dict[str, Any]:
-    """What must be equal: every record of the log but its times, and the exported weights."""
-    times = ("seconds", "samples_per_second")
-    records = [{k: v for k, v in record.items() if k not in times} for record in read_log(run / "log.jsonl")]
-    weights = hashlib.sha256()
-    for file in sorted((run / "export").glob("*.safetensors")):
-        weights.update(file.read_bytes())
-    return {"records": records, "weights": weights.hexdigest()}
-
-
-def torture(argv: Sequence[str], out: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
+def torture(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any]:
     """Returns what was done and what came of it."""
-    dice, done = random.Random(seed), Counter[tuple[str, str]]()
-    hangs, different, failed = 0, [], []
+    # Imported once, here; whatever is forked from this process has them.
+    import deepspeed  # noqa: F401
 
-    def start(run: Path) -> Start:
-        own = ["--train.output_dir", str(run), "--data.feature_cache", str(run / "features")]
-        return Start([*argv, *own], ranks, run.with_suffix(".txt"))
+    import aura.datagen.review.app
+    import aura.datagen.service.batch
+    import aura.datagen.service.client
+    import aura.train.start  # noqa: F401
+    from aura.torture import training
+    from aura.torture.cache import CacheKind
+    from aura.torture.endure import Findings, endure
+    from aura.torture.generation import GenerationKind
+    from aura.torture.review import ReviewKind
 
-    def finish(command: Start) -> int:
-        while (status := command.status()) is None:
-            time.sleep(0.05)
-        return status
+    def say(line: str) -> None:
+        print(line, flush=True)
 
-    peaceful = out / "peaceful"
-    if (code := finish(start(peaceful))) != 0:
-        raise SystemExit(f"torture.py: the run itself ends with {code}; see {peaceful.with_suffix('.txt')}")
-    expected = fingerprint(peaceful)
-    runs = 0
-    while done.total() < kills:
-        run, runs = out / f"run_{runs:03d}", runs + 1
-        endured = 0
-        while True:
-            begun = time.time()
-            command = start(run)
-            may_die = endured < KILLS_A_RUN and done.total() < kills
-            moment, victim = dice.choice(MOMENTS), dice.choice(VICTIMS)
-            while command.status() is None and not (may_die and is_moment(moment, run, begun)):
-                time.sleep(0.001 if may_die else 0.05)
-            time.sleep(dice.choice((0.0, dice.uniform(0, 0.3))))
-            if command.status() is None:
-                hangs += not command.kill(victim, dice)
-                done[moment, victim] += 1
-                endured += 1
-                print(f"{done.total():4d} {run.name}: {victim}, {moment}", flush=True)
-            elif command.status() == 0:
-                break
-            else:
-                failed.append(f"{run.name}: exit code {command.status()} without a kill")
-                break
-        if fingerprint(run) != expected:
-            different.append(run.name)
+    out, size = options.out, options.size
+    kinds = {
+        "cache": lambda: CacheKind(train, 8 * size),
+        "generation_offline": lambda: GenerationKind("offline", out, 2 * size),
+        "generation_openai": lambda: GenerationKind("openai", out, size),
+        "generation_openai_batch": lambda: GenerationKind("openai-batch", out, size),
+        "review": lambda: ReviewKind(out, max(1, size // 5)),
+    }
+    found: dict[str, Findings] = {}
+    for kind, kills in divide(options.kills, options.only).items():
+        dice = random.Random(f"{options.seed} {kind}")
+        if kind == "training":
+            found[kind] = training.torture(train, out, kills, options.ranks, dice, say)
+        else:
+            found[kind] = endure(kinds[kind](), out, kills, dice, say)
     return {
-        "kills": done.total(),
-        "runs": runs,
-        "ranks": ranks,
-        "seed": seed,
-        "by moment and victim": {f"{moment}: {victim}": count for (moment, victim), count in sorted(done.items())},
-        "hung": hangs,
-        "different": different,
-        "failed": failed,
+        "kills": sum(one.killed.total() for one in found.values()),
+        "runs": sum(one.runs for one in found.values()),
+        "ranks": options.ranks,
+        "seed": options.seed,
+        **{key: {kind: one.bad[key] for kind, one in found.items() if key in one.bad} for key in BAD},
+        "kinds": {kind: one.as_dict() for kind, one in found.items()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
 
 
+BAD = ("hung", "different", "failed", "lost")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="torture.py", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="torture.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100, metavar="N", help="in all (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=SHARES, default=list(SHARES), metavar="KIND", help="these kinds")
+    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="of the training (%(default)s)")
+    parser.add_argument("--size", type=int, default=30, metavar="N", help="images for a service (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other moments and victims (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the options of train_ds.py")
-    options = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    cut = given.index("--") if "--" in given else len(given)
+    options, train = parser.parse_args(given[:cut]), given[cut + 1 :]
     if options.out.exists():
         parser.error(f"--out {options.out} exists; give a new folder")
+    if not train and (needing := [kind for kind in options.only if kind in NEED_A_MODEL]):
+        parser.error(f"{', '.join(needing)} need a model: add -- and the options of train_ds.py, or see --only")
+    options.out = options.out.absolute()
     options.out.mkdir(parents=True)
     os.environ["WORLD_SIZE"] = str(options.ranks)  # for prepare(): several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     environment.prepare()
-    # Imported once, here; a rank that is forked from this process has them.
-    import deepspeed  # noqa: F401
-
-    import aura.train.start  # noqa: F401
-
-    given = options.train[options.train[:1] == ["--"] :]
-    result = torture(given, options.out, options.kills, options.ranks, options.seed)
+    result = torture(options, train)
     write_json(options.out / "torture.json", result, indent=2)
-    bad = {key: result[key] for key in ("hung", "different", "failed") if result[key]}
+    bad = {key: result[key] for key in BAD if result[key]}
     print(f"{result['kills']} kills, {result['runs']} runs: {bad or 'all equal'}")
     return 1 if bad else 0
 
