@@ -10,6 +10,7 @@ This module imports no torch at run time, so that data tools start fast.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ SEG_TOKEN = "[SEG]"
 IMAGE_TOKEN = "<image>"
 RESERVED_TOKENS = (IMAGE_TOKEN, "<im_start>", "<im_end>", "<im_patch>", "<s>", "</s>")
 """Texts that stand for something else than themselves whatever the tokenizer; its own special tokens come on top."""
+_HALF = re.compile("[\ud800-\udfff]")
 
 Rle = dict[str, Any]
 """COCO run-length encoding: ``{"size": [height, width], "counts": str}``."""
@@ -40,6 +42,15 @@ def kinds_of(visible: Any, amodal: Any) -> Masks:
 
 
 # --- records: what a data set holds -----------------------------------------------------------------------------------
+
+
+def text_flaw(text: str) -> str | None:
+    """Why no program can write a text down; ``None`` for a sound one.
+
+    JSON can hold halves of characters, such as ``"\\ud83d"`` where an emoji was cut in two. No encoding knows them.
+    """
+    found = _HALF.search(text)
+    return None if found is None else f"holds half of a character (U+{ord(found.group()):04X}); write the text anew"
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,9 @@ class Turn:
             )
         if not self.question.strip():
             raise ValueError("the question is empty; every turn needs a question")
+        for name in ("question", "answer"):
+            if flaw := text_flaw(getattr(self, name)):
+                raise ValueError(f"the {name} {flaw}")
 
     def __repr__(self) -> str:
         # Digests of data sets are made of it, and those without a word on masks keep the digest that they had.

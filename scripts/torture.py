@@ -26,7 +26,7 @@ import os
 import platform
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def torture(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any]
     import aura.train.start  # noqa: F401
     from aura.torture import training
     from aura.torture.cache import CacheKind
-    from aura.torture.endure import Findings, endure
+    from aura.torture.endure import Findings, Kind, endure
     from aura.torture.generation import GenerationKind
     from aura.torture.review import ReviewKind
 
@@ -78,7 +78,7 @@ def torture(options: argparse.Namespace, train: Sequence[str]) -> dict[str, Any]
         print(line, flush=True)
 
     out, size = options.out, options.size
-    kinds = {
+    kinds: dict[str, Callable[[], Kind]] = {
         "cache": lambda: CacheKind(train, 8 * size),
         "generation_offline": lambda: GenerationKind("offline", out, 2 * size),
         "generation_openai": lambda: GenerationKind("openai", out, size),

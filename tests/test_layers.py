@@ -17,7 +17,7 @@ FLOORS = {
     "weights of others; figures; answers to a user": "weights evaluation chat",
     "the run, its plan, the paper's tables": "train plan reproduction",
     "the laptop's benchmark": "mini",
-    "a proof on a GPU; benchmarks; what endures kills": "gpucheck bench torture",
+    "a proof on a GPU; benchmarks; what endures kills and bad files": "gpucheck bench torture fuzz",
 }
 """From the ground up. A part imports from its own floor and from those below."""
 

@@ -32,8 +32,8 @@ from aura.data.images import (
     sam_pixels,
 )
 from aura.data.tokenization import load_tokenizer
-from aura.files import write_json
-from aura.masks import decode_rle
+from aura.files import read_text, write_json
+from aura.masks import decode_rle, is_number
 from aura.types import (
     AmodalObject,
     Conversation,
@@ -89,6 +89,14 @@ class ProcessedSample:
     clip_features: torch.Tensor | None = None  # [T, C]
 
 
+LARGEST = 1_000_000
+"""Of pixels a side and of tokens; more is no setting but a slip."""
+
+
+def _are_colours(values: Any) -> bool:
+    return isinstance(values, Sequence) and len(values) == 3 and all(map(is_number, values))
+
+
 class Processor:
     """Everything between files and tensors: :meth:`image` for pictures, ``text`` for words, a call for whole samples.
 
@@ -126,6 +134,14 @@ class Processor:
     ) -> None:
         if clip_resize not in CLIP_RESIZES:
             raise ValueError(f"clip_resize must be one of {', '.join(CLIP_RESIZES)}, got {clip_resize!r}")
+        sizes = {"sam_image_size": sam_image_size, "clip_image_size": clip_image_size}
+        sizes |= {"num_image_tokens": num_image_tokens, "max_length": max_length}
+        for name, size in sizes.items():
+            if type(size) is not int or not 0 < size <= LARGEST:
+                raise ValueError(f"{name} must be a whole number from 1 to {LARGEST}, got {size!r:.40}")
+        for name, colours in (("clip_mean", clip_mean), ("clip_std", clip_std)):
+            if not _are_colours(colours) or (name == "clip_std" and min(colours) <= 0):
+                raise ValueError(f"{name} must be three numbers of the 0-1 scale, got {colours!r:.80}")
         self.text = ConversationTokenizer(
             tokenizer,
             num_image_tokens=num_image_tokens,
@@ -156,10 +172,11 @@ class Processor:
         path = Path(folder) / SETTINGS_FILE
         if not path.is_file():
             raise ValueError(f"{path} is missing; {folder} is not a folder that AURA exported")
+        tokenizer = load_tokenizer(folder)
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            return cls(load_tokenizer(folder), **{**settings, **changes})
-        except (json.JSONDecodeError, TypeError) as error:
+            settings = json.loads(read_text(path))
+            return cls(tokenizer, **{**settings, **changes})
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a valid processor file: {error}; export the model again") from error
 
     def image_fingerprint(self) -> str:

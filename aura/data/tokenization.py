@@ -36,7 +36,12 @@ def load_tokenizer(source: str | Path, *, original: bool = False) -> PreTrainedT
     if folder.suffix == ".gguf":
         tokenizer = AutoTokenizer.from_pretrained(str(folder.parent), gguf_file=folder.name)
     elif json_file.is_file() and not (original and model_file.is_file()):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        except Exception as error:  # whatever the library stumbles over in a damaged file
+            raise ValueError(
+                f"the tokenizer of {folder} cannot be read ({_first_line(error)}); get it again"
+            ) from error
     elif model_file.is_file():
         tokenizer = _legacy_llama(folder)
     else:

@@ -15,7 +15,7 @@ from aura.formats.pictures import examine as read_picture
 from aura.formats.reading import to_rle
 from aura.masks import rle_area, rle_bbox
 from aura.targets import rate_from_areas
-from aura.types import RESERVED_TOKENS, SEG_TOKEN, AmodalObject, Rle, asked_flaw
+from aura.types import RESERVED_TOKENS, SEG_TOKEN, AmodalObject, Rle, asked_flaw, text_flaw
 
 RATE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.5
@@ -121,6 +121,8 @@ class _Checker:
         for number, category in self.categories.items():
             if not _is_text(category.get("name")):
                 self._report(f"category {number}", "'name' must be a text")
+            elif flaw := text_flaw(category["name"]):
+                self._report(f"category {number}", f"'name' {flaw}")
         of_image: dict[Any, list[int]] = defaultdict(list)
         for number, annotation in self.annotations.items():
             image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
@@ -248,6 +250,8 @@ class _Checker:
         for key in ("question", "answer"):
             if not _is_text(turn.get(key)):
                 self._report(where, f"'{key}' must be a text")
+            elif flaw := text_flaw(turn[key]):
+                self._report(where, f"'{key}' {flaw}")
         if SEG_TOKEN in str(turn.get("question")):
             self._report(where, f"the question holds {SEG_TOKEN}; only answers mark objects")
         for key in ("question", "answer"):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from aura.files import read_text
 from aura.formats.pictures import name_flaw
 from aura.masks import decode_rle, encode_rle, is_number, polygons_to_mask, rle_area, whole_number
-from aura.types import Rle
+from aura.types import Rle, text_flaw
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -190,6 +190,12 @@ class RecordReader:
 
     def text(self, record: Mapping[str, Any], key: str, where: str) -> str:
         """The non-empty text ``record[key]``."""
+        value = self._letters(record, key, where)
+        if flaw := text_flaw(value):
+            raise self.error(where, f"'{key}' {flaw}")
+        return value
+
+    def _letters(self, record: Mapping[str, Any], key: str, where: str) -> str:
         value = record.get(key)
         if not isinstance(value, str) or not value.strip():
             raise self.error(where, f"'{key}' must be a text, {_found(record, key)}")
@@ -197,7 +203,8 @@ class RecordReader:
 
     def file_name(self, record: Mapping[str, Any], key: str, where: str) -> str:
         """The text ``record[key]``, which must name a file below the folder of the pictures."""
-        return self.name_below(self.text(record, key, where), where)
+        # A file's name may hold bytes that are no text, which Python writes as halves of characters.
+        return self.name_below(self._letters(record, key, where), where)
 
     def name_below(self, name: str, where: str) -> str:
         """``name``, which must be of a file below the folder of the pictures."""

@@ -39,7 +39,7 @@ def fork(act: Act, output: Path | None = None) -> int:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
-        traceback.print_exc()
+        os.write(2, traceback.format_exc().encode())
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()

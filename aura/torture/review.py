@@ -10,7 +10,7 @@ import hashlib
 import html
 import http.client
 import json
-import os
+import random
 import re
 import shutil
 import signal
@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import psutil
 import yaml
 
 from aura.datagen.store.store import Store
 from aura.files import write_text
 from aura.torture.generation import commands, make_source, settings_of
-from aura.torture.processes import PATIENCE, Command, fork, lives, program, send
+from aura.torture.processes import PATIENCE, Act, Command, program, send
 
 NAMES = ("Ada", "Grace", "Edsger")
 Fields = dict[str, str | list[str]]
@@ -42,7 +41,7 @@ class ReviewKind:
         self._template = out / "review_template"
         self._num_images = num_images
         self._tokens: dict[str, str] = {}
-        self._people: psutil.Process | None = None
+        self._people: Command | None = None
         self._port = 0
 
     def new(self, run: Path) -> None:
@@ -59,7 +58,7 @@ class ReviewKind:
             self._port = probe.getsockname()[1]
         self.close()
         people = _People(self._port, self._tokens, run)
-        self._people = psutil.Process(fork(people.work, run / "people.txt"))
+        self._people = Command([people.work], run / "people.txt")
 
     def start(self, run: Path) -> Command:
         assert self._people is not None
@@ -106,34 +105,30 @@ class ReviewKind:
         return found + (missed.read_text().splitlines() if missed.is_file() else [])
 
     def close(self) -> None:
-        if self._people is not None and lives(self._people):
-            send([self._people], signal.SIGKILL)
+        if self._people is not None and self._people.over() is None:
+            self._people.kill("all processes", random.Random())
         self._people = None
 
 
 class _Server(Command):
     """The server; the command is over when the people have nothing left to do, or when it ends by itself."""
 
-    def __init__(self, serve: Any, output: Path, people: psutil.Process) -> None:
+    def __init__(self, serve: Act, output: Path, people: Command) -> None:
         super().__init__([serve], output)
         self._people = people
-        self._code: int | None = None
 
     def over(self) -> int | None:
-        if self._code is None:
-            self._code = super().over() if lives(self._people) else self._end_in_peace()
-        return self._code
-
-    def _end_in_peace(self) -> int:
-        """Stop the server, since the people have gone; returns their exit code."""
-        _, status = os.waitpid(self._people.pid, 0)
-        send(self.processes, signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        while super().over() is None:
-            if time.monotonic() > deadline:
-                send(self.processes, signal.SIGKILL)
-            time.sleep(0.02)
-        return abs(os.waitstatus_to_exitcode(status))
+        code = self._people.over()
+        if code is None:
+            return super().over()
+        if super().over() is None:  # the people have gone
+            send(self.processes, signal.SIGTERM)
+            deadline = time.monotonic() + PATIENCE
+            while super().over() is None:
+                if time.monotonic() > deadline:
+                    send(self.processes, signal.SIGKILL)
+                time.sleep(0.02)
+        return code
 
 
 class _People:

@@ -82,11 +82,14 @@ class RunLog:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a ``log.jsonl``, up to a line that a kill cut off. Empty without the file."""
     records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not (isinstance(record, dict) and isinstance(record.get("kind"), str) and type(record.get("step")) is int):
+            break
+        records.append(record)
     return records
 
 

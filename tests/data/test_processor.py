@@ -239,6 +239,9 @@ def test_a_folder_without_a_whole_processor_is_named(processor, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
     with pytest.raises(ValueError, match=r"aura_processor.json is not a valid .*colour"):
         Processor.from_pretrained(tmp_path)
+    path.write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=r"aura_processor.json is not a valid .*export the model again"):
+        Processor.from_pretrained(tmp_path)
 
 
 def test_every_image_setting_changes_the_fingerprint(tiny_tokenizer):
@@ -260,6 +263,11 @@ def test_settings_that_cannot_work_are_refused(tiny_tokenizer):
     sizes = {"sam_image_size": 64, "clip_image_size": 28, "num_image_tokens": 4}
     with pytest.raises(ValueError, match="clip_resize"):
         Processor(tiny_tokenizer, **sizes, clip_resize="zoom")
+    for wrong in ({"sam_image_size": 0}, {"num_image_tokens": "4"}, {"max_length": 10**9}, {"clip_mean": [0.5]}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            Processor(tiny_tokenizer, **{**sizes, **wrong})
+    with pytest.raises(ValueError, match="clip_std must be"):
+        Processor(tiny_tokenizer, **sizes, clip_std=(0.5, 0, 0.5))
     with pytest.raises(ValueError, match="unknown prompt template"):
         Processor(tiny_tokenizer, **sizes, prompt_template="alpaca")
     tiny_tokenizer.bos_token = None

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,19 @@ def test_malformed_files_give_one_error_that_names_file_and_record(document, tmp
     assert "damaged.json: " in str(error.value) and expected in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert problems(document), "the full check must find it too"
+
+
+@pytest.mark.parametrize("key", ["question", "answer", "name"])
+def test_half_a_character_is_told_with_its_record(document, tmp_path, key):
+    """As a text that was cut in the middle of an emoji has it; no encoding can write it."""
+    record, where = (document["categories"][0], "category 1") if key == "name" else (turn(document), "turn 1")
+    record[key] += "\ud83d"
+    told = rf"{where}: '{key}' holds half of a character \(U\+D83D\)"
+    assert re.search(told, "\n".join(map(str, problems(document))))
+    with pytest.raises(ValueError, match=rf"cut\.json: .*{told}"):
+        AmodalReasonSeg(document, source=tmp_path / "cut.json")
+    with pytest.raises(ValueError, match=r"the answer holds half of a character"):
+        Turn("What?", "The cup \udc00.")
 
 
 def test_a_sound_file_has_no_problems(document):
