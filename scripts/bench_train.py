@@ -19,20 +19,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aura.bench import command, measure, page
+from aura.bench import command, measure, modules, page
 from aura.bench.work import MODES
 
 PROGRAM = "bench_train.py"
 
 
-def section(chosen: argparse.Namespace, rows: list[dict[str, Any]], charts: list[dict[str, Any]]) -> dict[str, Any]:
+def section(
+    chosen: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    alone: list[dict[str, Any]],
+    charts: list[dict[str, Any]],
+) -> dict[str, Any]:
     """What the page says so far."""
     return {
         "title": "A training step",
         "made_by": f"scripts/{PROGRAM}",
         "machine": measure.machine(chosen.device),
         "about": "Forward, losses, backward and AdamW, in fp32.",
-        "tables": page.tables(rows, MODES, "A training step"),
+        "tables": [*page.tables(rows, MODES, "A training step"), *alone],
         "charts": charts,
     }
 
@@ -43,15 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.row is not None:
         return command.answer_row(chosen.row)
     rows: list[dict[str, Any]] = []
+    alone: list[dict[str, Any]] = []
     charts: list[dict[str, Any]] = []
 
     def keep() -> None:
         if chosen.out is not None:
-            page.put(chosen.out, "train", section(chosen, rows, charts))
+            page.put(chosen.out, "train", section(chosen, rows, alone, charts))
 
     try:
         for row in command.rows_of(chosen, "train", __file__):
             rows.append(row)
+            keep()
+        for size in chosen.sizes:
+            alone.append(modules.alone(measure.model_of(size, chosen.device), size))
             keep()
         for chart in command.sweeps(chosen, "train"):
             charts.append(chart)

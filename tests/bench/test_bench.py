@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from aura.bench import command, measure, page, sizes, work
+from aura.bench import command, measure, modules, page, sizes, work
 from aura.bench.work import MODES, Work
 from aura.model import folded_decoder
 
@@ -95,3 +95,10 @@ def test_sweeps_are_charts_of_each_way(monkeypatch):
     monkeypatch.setattr(command, "SWEEPS", {"conversations": [1, 2]})
     (chart,) = command.sweeps(argparse.Namespace(sweep="tiny", device=CPU), "read")
     assert chart["file"] == "read_conversations" and [x for x, _ in chart["series"]["ours"]] == [1, 2]
+
+
+def test_modules_alone_have_a_row_each(model):
+    table = modules.alone(model, "tiny", repeat=1)
+    names = [name for name, *_ in table["rows"]]
+    assert [name.split(",")[0] for name in names] == ["a mask decoder", "E_SO", "SAM's global attention"]
+    assert all(float(plain) > 0 and float(ours) > 0 for _, plain, ours, _ in table["rows"])
