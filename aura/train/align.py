@@ -59,7 +59,7 @@ def align_projector(
     Raises:
         ValueError: The tower's features form no square.
     """
-    categories = sorted({obj.category for sample in samples for obj in sample.objects})
+    categories = _categories(samples)
     words = word_embeddings(model, processor, [*categories, BACKGROUND])
     scale = SHARPNESS / (words - words.mean(0)).square().sum(1).mean()
     projector = model.mllm.projector
@@ -99,7 +99,7 @@ def share_named(
         samples: Those of the alignment. Their categories are the words to choose from.
         held_out: The images to look at. Objects of other categories count as background.
     """
-    categories = sorted({obj.category for sample in samples for obj in sample.objects})
+    categories = _categories(samples)
     words = word_embeddings(model, processor, [*categories, BACKGROUND])
     index_of, hits = {category: i for i, category in enumerate(categories)}, [torch.zeros(0, device=words.device)]
     for sample in held_out:
@@ -109,6 +109,10 @@ def share_named(
         shown = torch.from_numpy(shares(known, index_of, processor, math.isqrt(logits.shape[1])))[None]
         hits.append(_nearest_is_right(logits, shown.to(model.device)))
     return float(torch.cat(hits).mean())
+
+
+def _categories(samples: Sequence[Sample]) -> list[str]:
+    return sorted({obj.category for sample in samples for obj in sample.objects})
 
 
 def _nearest_is_right(logits: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:

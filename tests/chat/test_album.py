@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +15,8 @@ from aura.chat.assistant import Assistant, ChatSession
 from aura.data.processor import Processor
 from aura.machine.beside import LateTask, StreamTask, ThreadTask
 from aura.types import ImageFeatures
+from tests.threads import TIMEOUT, nobody_works
 
-TIMEOUT = 10
 QUESTION = "What could I ride?"
 
 
@@ -47,14 +46,6 @@ def same(one, other) -> None:
     for a, b in zip(one.objects, other.objects, strict=True):
         assert a.name == b.name and a.occlusion_rate == pytest.approx(b.occlusion_rate, abs=1e-5)
         assert (a.visible != b.visible).mean() < 0.001 and (a.amodal != b.amodal).mean() < 0.001
-
-
-def nobody_works() -> bool:
-    for _ in range(TIMEOUT * 100):
-        if not any(thread.name == "aura-beside" for thread in threading.enumerate()):
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def count_calls(monkeypatch, owner, name) -> list:

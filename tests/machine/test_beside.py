@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from aura.machine.beside import Crew, LateTask, StreamTask
-
-TIMEOUT = 10
+from tests.threads import TIMEOUT, nobody_works
 
 
 class Layer(nn.Module):
@@ -40,15 +39,6 @@ class Layers(nn.Module):
         for layer in self.layers:
             layer.leave.set()
         return self
-
-
-def nobody_works() -> bool:
-    """Within the moment that a thread takes to end after its last task."""
-    for _ in range(TIMEOUT * 100):
-        if not any(thread.name == "aura-beside" for thread in threading.enumerate()):
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_a_task_runs_once_in_another_thread_which_then_ends():
