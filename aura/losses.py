@@ -27,12 +27,26 @@ DICE_EPS = 1.0
 PIXELS_AT_ONCE = 16 * 640 * 480
 """Most pixels of masks that are compared together: 16 objects of a COCO image, one of a large photograph."""
 
+LOGITS_AT_ONCE = 2**24
+"""Most logits of tokens that are held in fp32 together, 64 MiB: those of 524 tokens of LLaVA's vocabulary."""
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each supervised token, fp32 [M]. ``logits`` [M, V], ``targets`` [M]."""
+
+    def compare(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"text": F.cross_entropy(logits.float(), targets, reduction="none")}
+
+    return in_chunks(compare, [logits, targets], max(1, LOGITS_AT_ONCE // logits.shape[1]))["text"]
+
 
 def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy, mean over the supervised tokens (Eq. 1). ``logits`` [M, V], ``targets`` [M]; 0 if M = 0."""
-    if len(targets) == 0:
-        return logits.float().sum()
-    return F.cross_entropy(logits.float(), targets)
+    return _mean_of_tokens(token_losses(logits, targets))
+
+
+def _mean_of_tokens(losses: Tensor) -> Tensor:
+    return losses.sum() / max(len(losses), 1)
 
 
 def mask_bce(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -135,8 +149,6 @@ class AuraCriterion:
         own: dict[str, Tensor] = {}
         losses = self._losses(output, batch, own)
         with torch.no_grad():
-            tokens = F.cross_entropy(output.text_logits.float(), batch.target_ids, reduction="none")
-            own["text"] = _mean_by(batch.target_index // batch.input_ids.shape[1], tokens, len(batch.seg_counts))
             for name in OBJECT_TERMS:
                 own.setdefault(name, torch.full_like(own["text"], torch.nan))
             own["total"] = sum(
@@ -146,7 +158,11 @@ class AuraCriterion:
         return losses, own
 
     def _losses(self, output: AuraOutput, batch: Batch, own: dict[str, Tensor] | None) -> Losses:
-        terms = {"text": text_loss(output.text_logits, batch.target_ids), **self._object_losses(output, batch, own)}
+        tokens = token_losses(output.text_logits, batch.target_ids)
+        if own is not None:
+            image = batch.target_index // batch.input_ids.shape[1]
+            own["text"] = _mean_by(image, tokens.detach(), len(batch.seg_counts))
+        terms = {"text": _mean_of_tokens(tokens), **self._object_losses(output, batch, own)}
         if output.asked_logits is not None:
             terms["intent"] = self._intent_loss(output.asked_logits, batch, own)
         total = sum(getattr(self.settings, name) * value for name, value in terms.items())

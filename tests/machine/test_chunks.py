@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aura.config import LossSettings
-from aura.losses import PIXELS_AT_ONCE, AuraCriterion
+from aura.losses import PIXELS_AT_ONCE, AuraCriterion, token_losses
 from aura.machine.chunks import in_chunks
 from aura.model import AuraModel
 from aura.types import AuraOutput, Batch, ImageGeometry, MaskOutput
@@ -132,3 +132,21 @@ def test_losses_in_chunks_are_the_losses(monkeypatch, resolution):
         gradients.append(leaf.grad)
     assert torch.allclose(*losses, atol=1e-6) and torch.allclose(*gradients, atol=1e-6)
     assert losses[0].sum() > 1 and gradients[0].abs().sum() > 0
+
+
+def test_losses_of_tokens_in_chunks_are_the_losses_and_keep_less(monkeypatch):
+    logits = torch.randn(40, 1000, generator=torch.Generator().manual_seed(3)).bfloat16()
+    targets = torch.arange(40) * 7
+    losses, gradients, kept = [], [], []
+    for at_once in (10**6, 4 * 1000):
+        monkeypatch.setattr("aura.losses.LOGITS_AT_ONCE", at_once)
+        leaf = logits.clone().requires_grad_()
+        kept.append(kept_bytes(lambda leaf=leaf: losses.append(token_losses(leaf, targets))))
+        losses[-1].mean().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*losses) and torch.equal(*gradients)
+    picked = logits.float()[torch.arange(40), targets]
+    assert torch.allclose(losses[0], logits.float().logsumexp(1) - picked, atol=1e-5)
+    assert gradients[0].abs().sum() > 0
+    assert kept[0] > 40 * 1000 * 4  # as fp32
+    assert kept[1] < 40 * 1000 * 2 + 2 * 4 * 1000 * 4  # the logits themselves, and one chunk of them in fp32
