@@ -186,8 +186,9 @@ class TrainSettings:
             on CPU. What is trained is in fp32 in any case.
         max_skipped_steps: In fp16, optimizer steps in a row that may be skipped because their gradients overflowed;
             then the run stops.
-        autocast: ``bf16`` multiplies the language model's matrices in bf16 and leaves its fp32 weights as they are;
-            ``auto`` does so on a CPU with bf16 units (half the time; without them it would take many times as long).
+        autocast: ``bf16`` multiplies the language model's matrices, and those of masks on SAM's own grid, in bf16 and
+            leaves the fp32 weights as they are; ``auto`` does so on a CPU with bf16 units (half the time; without them
+            it would take many times as long).
         zero_stage: DeepSpeed ZeRO stage, 0 to 3.
         offload_optimizer: Keep the optimizer's state in CPU memory (ZeRO 1-3).
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.

@@ -11,6 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel, SamMode
 
 from aura.features import weights_fingerprint
 from aura.machine.chunks import in_chunks
-from aura.model import segmentation
+from aura.model import folded_decoder, segmentation
 from aura.model.configuration import AuraConfig
 from aura.model.generation import AnswerWriter
 from aura.model.intent import IntentHead
@@ -225,20 +226,35 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         self, refined: torch.Tensor, canvas: Canvas, seg_image: torch.Tensor, spatial: bool
     ) -> dict[str, torch.Tensor]:
         """Masks and occlusion of n objects: e_r [n, C], and the image of each object [n]."""
-        drawn: dict[str, torch.Tensor] = {}
-        where = canvas.images, seg_image, canvas.positions
+        drawn: dict[str, torch.Tensor] = {}  # masks [n, h, w], their quality [n], rates [n], the map [n, 3, h, w]
+
+        def decode(kind: str, decoder: Any, prompts: torch.Tensor, side: Any) -> None:
+            with self._drawing(canvas.images):
+                found = segmentation.decode(decoder, prompts, canvas.images, seg_image, canvas.positions, side)
+            drawn[kind], drawn[f"{kind}_quality"] = (value.to(prompts.dtype) for value in found)
+
         if self.visible_decoder is not None:
-            logits, quality = segmentation.decode(self.visible_decoder, refined, *where, canvas.visible)
-            drawn |= {"visible": logits, "visible_quality": quality}  # [n, h, w], [n]
+            decode("visible", self.visible_decoder, refined, canvas.visible)
         aware = refined  # e_oa [n, C], or both prompts [n, 2, C]
         if self.occlusion_condition is not None:
             aware, drawn["rate"] = self.occlusion_condition(refined)
         if self.amodal_decoder is not None:
-            logits, quality = segmentation.decode(self.amodal_decoder, aware, *where, canvas.amodal)
-            drawn |= {"amodal": logits, "amodal_quality": quality}
+            decode("amodal", self.amodal_decoder, aware, canvas.amodal)
         if self.spatial_occlusion is not None and spatial:
-            drawn["spatial"] = self.spatial_occlusion(drawn["visible"], drawn["amodal"], canvas.images, seg_image)
+            with self._drawing(canvas.images):
+                spatial_map = self.spatial_occlusion(drawn["visible"], drawn["amodal"], canvas.images, seg_image)
+            drawn["spatial"] = spatial_map.to(refined.dtype)
         return drawn
+
+    def _drawing(self, images: torch.Tensor) -> AbstractContextManager[Any]:
+        """How decoders and E_SO multiply: as the language model where ``autocast`` is set, if the grid is a large one.
+
+        On a small grid the casts cost more than the products save.
+        """
+        large = images.shape[-2] * images.shape[-1] >= folded_decoder.LEAST_PIXELS
+        if large and self.training and self.mllm.autocast:
+            return torch.autocast(images.device.type, torch.bfloat16)
+        return nullcontext()
 
     def _objects_at_once(self, grid: Sequence[int]) -> int:
         """Objects whose intermediate results are kept together: 8 on SAM's own grid of 64 x 64, more on a smaller one.

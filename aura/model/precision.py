@@ -3,7 +3,7 @@
 One rule for training and use. A trained weight is its own fp32 master: the optimizer changes it, a checkpoint stores
 it, an export rounds it. The language model multiplies in half precision, also where an adapter, the token embeddings or
 the head come in fp32 (``torch.autocast``), so that a model in training writes what its export writes. SAM's decoders
-and the heads compute in fp32 in both.
+and the heads compute in fp32 in both, unless ``train.autocast`` has the decoders multiply in bf16 while they train.
 """
 
 from __future__ import annotations
