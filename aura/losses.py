@@ -32,7 +32,7 @@ LOGITS_AT_ONCE = 2**24
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each supervised token, fp32 [M]. ``logits`` [M, V], ``targets`` [M]."""
+    """Cross-entropy of each token, fp32 [M]; 0 where the target is -100. ``logits`` [M, V], ``targets`` [M]."""
 
     def compare(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return {"text": F.cross_entropy(logits.float(), targets, reduction="none")}
@@ -42,11 +42,11 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy, mean over the supervised tokens (Eq. 1). ``logits`` [M, V], ``targets`` [M]; 0 if M = 0."""
-    return _mean_of_tokens(token_losses(logits, targets))
+    return _mean_of_tokens(token_losses(logits, targets), targets)
 
 
-def _mean_of_tokens(losses: Tensor) -> Tensor:
-    return losses.sum() / max(len(losses), 1)
+def _mean_of_tokens(losses: Tensor, targets: Tensor) -> Tensor:
+    return losses.sum() / (targets >= 0).sum().clamp(min=1)
 
 
 def mask_bce(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -162,7 +162,7 @@ class AuraCriterion:
         if own is not None:
             image = batch.target_index // batch.input_ids.shape[1]
             own["text"] = _mean_by(image, tokens.detach(), len(batch.seg_counts))
-        terms = {"text": _mean_of_tokens(tokens), **self._object_losses(output, batch, own)}
+        terms = {"text": _mean_of_tokens(tokens, batch.target_ids), **self._object_losses(output, batch, own)}
         if output.asked_logits is not None:
             terms["intent"] = self._intent_loss(output.asked_logits, batch, own)
         total = sum(getattr(self.settings, name) * value for name, value in terms.items())

@@ -59,6 +59,7 @@ def test_spatial_loss_with_classes_and_with_shares():
 def test_text_loss_is_the_mean_over_supervised_tokens():
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     assert text_loss(logits, torch.tensor([0, 1])).item() == pytest.approx((-math.log(0.75) + LOG2) / 2)
+    assert text_loss(logits, torch.tensor([0, -100])).item() == pytest.approx(-math.log(0.75))
     assert text_loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)).item() == 0.0
 
 

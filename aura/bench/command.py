@@ -14,7 +14,7 @@ import torch
 from aura import environment
 from aura.bench import measure, page
 from aura.bench.sizes import SIZES
-from aura.bench.work import MODES
+from aura.bench.work import MODES, Mode
 
 SWEEPS: dict[str, list[Any]] = {
     "conversations": [1, 2, 3, 5, 8, 11],
@@ -45,17 +45,19 @@ def options(argv: Sequence[str] | None, program: str, about: str | None) -> argp
     return found
 
 
-def rows_of(chosen: argparse.Namespace, task: str, script: str) -> Iterator[dict[str, Any]]:
+def rows_of(
+    chosen: argparse.Namespace, task: str, script: str, modes: Sequence[Mode] = MODES
+) -> Iterator[dict[str, Any]]:
     """One for each size and number of questions, each with its ways' seconds, parts and memory, as they come."""
     for size in chosen.sizes:
         model = measure.model_of(size, chosen.device)
         for questions in chosen.questions:
-            row = measure.compare(model, size, task, repeat=chosen.repeat, conversations=questions)
+            row = measure.compare(model, size, task, repeat=chosen.repeat, modes=modes, conversations=questions)
             if not chosen.no_memory:
-                for mode in MODES:
+                for mode in modes:
                     asked = {"size": size, "task": task, "mode": mode, "device": str(chosen.device)}
                     row[mode] |= measure.peak_elsewhere(script, {**asked, "changes": {"conversations": questions}})
-            print(line_of(row), flush=True)
+            print(line_of(row, modes), flush=True)
             yield row
 
 
@@ -74,12 +76,12 @@ def sweeps(chosen: argparse.Namespace, task: str) -> Iterator[dict[str, Any]]:
         yield page.chart(rows, MODES, field, file=f"{task}_{field}", title=title, x=TITLES[field])
 
 
-def line_of(row: dict[str, Any]) -> str:
+def line_of(row: dict[str, Any], modes: Sequence[Mode] = MODES) -> str:
     """A row in a line, for the terminal."""
     ways = (
         f"{mode} {row[mode]['seconds']:.3g} s (CPU {row[mode]['cpu_seconds']:.3g}"
         + (f", {row[mode]['peak_gib']:.2f} GiB)" if "peak_gib" in row[mode] else ")")
-        for mode in MODES
+        for mode in modes
     )
     return f"{row['size']}, {row['task']}, {row.get('conversations', 3)} questions: {', '.join(ways)}"
 

@@ -29,8 +29,10 @@ from aura.model.readout import decode_answers, read_masks
 from aura.plan.meter import synchronize
 from aura.types import AuraOutput, Batch, ImageFeatures
 
-Mode = Literal["plain", "ours", "cached"]
+Mode = Literal["plain", "ours", "cached", "bf16"]
 MODES: tuple[Mode, ...] = ("plain", "ours", "cached")
+TRAIN_MODES: tuple[Mode, ...] = (*MODES, "bf16")
+"""``bf16`` is ``cached`` under ``train.autocast: bf16``, whose results are rounded."""
 
 
 @contextlib.contextmanager
@@ -86,7 +88,7 @@ class Work:
         self.batch = batch.to(self.device)
         pixels = (sample.sam_pixels, sample.clip_pixels)
         self._pixels = tuple(x[None].to(self.device) for x in pixels if x is not None)
-        self._kept = features if mode == "cached" else None
+        self._kept = features if mode in ("cached", "bf16") else None
         self.prompts = [c.input_ids[: c.target_mask.index(True)] for c in sample.conversations]  # of each answer
 
     def _way(self) -> contextlib.AbstractContextManager[None]:
@@ -114,6 +116,7 @@ class Work:
     def train_step(self) -> tuple[float, dict[str, float]]:
         """The loss, and what the parts of the step took."""
         self.model.train()
+        self.model.mllm.autocast = self.mode == "bf16"
         if self.optimizer is None:
             parameters = [p for _, p in self.model.trainable_parameters()]
             self.optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)

@@ -28,6 +28,16 @@ def test_all_ways_compute_the_same(model, task):
     assert sum(row["plain"]["parts"].values()) == pytest.approx(row["plain"]["cpu_seconds"], rel=0.5)
 
 
+def test_bf16_is_the_cached_way_rounded(model):
+    row = measure.compare(model, "tiny", "train", repeat=1, modes=work.TRAIN_MODES, conversations=3)
+    assert row["bf16"]["parts"].keys() == row["cached"]["parts"].keys()
+    sample = sizes.made_up(model.config, sizes.workload("tiny", conversations=3))
+    features = sizes.random_features(model.config, CPU)
+    rounded, exact = (Work(model, sample, mode, features).train_step()[0] for mode in ("bf16", "cached"))
+    assert 0 < abs(rounded - exact) < 0.05 * exact
+    assert not model.mllm.autocast
+
+
 def test_ways_that_differ_are_refused(model, monkeypatch):
     monkeypatch.setitem(measure.TASKS, "train", lambda way: (float(way.mode == "plain"), {}))
     with pytest.raises(ValueError, match="do not agree"):
