@@ -6,6 +6,7 @@ the image, h w the mask decoder's grid. All mask losses are computed in fp32, wh
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -20,6 +21,9 @@ from aura.types import ASKED, AuraOutput, Batch, ImageGeometry, Losses
 
 OBJECT_TERMS = ("visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
 """Terms of Eq. 4 that are means over objects; the other one is ``text``."""
+
+OPTIONAL_TERMS = ("pointing", "intent")
+"""Terms of models that have the part of the same name (``model.pointing``, ``model.intent``); not the paper's."""
 
 DICE_EPS = 1.0
 """Added to both sides of the Dice fraction, in pixels: an empty mask predicted empty has loss 0, and never 0 / 0."""
@@ -103,6 +107,29 @@ def intent_loss(logits: Tensor, asked: Tensor) -> Tensor:
     return text_loss(logits, asked)
 
 
+def pointing_losses(logits: Tensor, shares: Tensor) -> Tensor:
+    """Cross-entropy of the image token that each state points at against those that show its object.
+
+    Args:
+        logits: [N, T].
+        shares: [N, T], how much of each token's square the visible mask covers.
+
+    Returns:
+        fp32 [N]; 0 for an object that no token shows.
+    """
+    wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
+    return -(wanted * logits.float().log_softmax(1)).sum(1)
+
+
+def token_shares(batch: Batch, side: int) -> Tensor:
+    """How much of each of ``side`` x ``side`` squares the visible mask of each ``[SEG]`` covers: fp32 [N, T]."""
+    seen = [
+        to_decoder_grid(masks, geometry, (side, side))[0][batch.seg_object[batch.seg_image == image]]
+        for image, (masks, geometry) in enumerate(zip(batch.visible_masks, batch.geometries, strict=True))
+    ]
+    return torch.cat(seen).flatten(1)
+
+
 def _as_shares(classes: Tensor) -> Tensor:
     """The same targets as class probabilities: [n, H, W] -> fp32 [n, 3, H, W]."""
     return (classes[:, None] == torch.arange(3, device=classes.device)[:, None, None]).float()
@@ -163,10 +190,19 @@ class AuraCriterion:
             image = batch.target_index // batch.input_ids.shape[1]
             own["text"] = _mean_by(image, tokens.detach(), len(batch.seg_counts))
         terms = {"text": _mean_of_tokens(tokens, batch.target_ids), **self._object_losses(output, batch, own)}
+        if output.pointed_logits is not None:
+            terms["pointing"] = self._pointing_loss(output.pointed_logits, batch, own)
         if output.asked_logits is not None:
             terms["intent"] = self._intent_loss(output.asked_logits, batch, own)
         total = sum(getattr(self.settings, name) * value for name, value in terms.items())
         return Losses(total=total + output.unused.float(), **terms)
+
+    @staticmethod
+    def _pointing_loss(logits: Tensor, batch: Batch, own: dict[str, Tensor] | None) -> Tensor:
+        losses = pointing_losses(logits, token_shares(batch, math.isqrt(logits.shape[1])))
+        if own is not None:
+            own["pointing"] = _mean_by(batch.seg_image, losses.detach(), len(batch.seg_counts))
+        return losses.sum() / max(len(losses), 1)
 
     @staticmethod
     def _intent_loss(logits: Tensor, batch: Batch, own: dict[str, Tensor] | None) -> Tensor:

@@ -283,6 +283,7 @@ class MaskOutput(dict[str, Any]):
     occlusion_rate: torch.Tensor | None  # [N], in [0, 1]
     spatial_logits: torch.Tensor | None  # [N, 3, h, w]: 0 background, 1 visible, 2 occluded
     asked_logits: torch.Tensor | None  # [N, 3] in the order of ASKED
+    pointed_logits: torch.Tensor | None  # [N, T], of the image tokens that a state points at
 
     def __init__(
         self,
@@ -291,14 +292,10 @@ class MaskOutput(dict[str, Any]):
         occlusion_rate: torch.Tensor | None,
         spatial_logits: torch.Tensor | None,
         asked_logits: torch.Tensor | None = None,
+        pointed_logits: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(
-            visible_logits=visible_logits,
-            amodal_logits=amodal_logits,
-            occlusion_rate=occlusion_rate,
-            spatial_logits=spatial_logits,
-            asked_logits=asked_logits,
-        )
+        values = visible_logits, amodal_logits, occlusion_rate, spatial_logits, asked_logits, pointed_logits
+        super().__init__(zip(MaskOutput.__annotations__, values, strict=True))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -328,7 +325,8 @@ class AuraOutput(MaskOutput):
 class Losses:
     """The terms of Eq. 1 to 3, unweighted scalars (0 where ablated), and their weighted ``total`` (Eq. 4).
 
-    ``intent`` is one term more, of a model that tells which mask is asked for; ``None`` of any other.
+    ``intent`` is one term more, of a model that tells which mask is asked for, and ``pointing`` of one whose states
+    point at image tokens; ``None`` of any other.
     """
 
     total: torch.Tensor
@@ -339,6 +337,7 @@ class Losses:
     amodal_dice: torch.Tensor
     occlusion_rate: torch.Tensor
     spatial: torch.Tensor
+    pointing: torch.Tensor | None = None
     intent: torch.Tensor | None = None
 
     def present(self) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aura.config import LossSettings
-from aura.losses import AuraCriterion, dice_loss, intent_loss, mask_bce, spatial_loss, text_loss
+from aura.losses import AuraCriterion, dice_loss, intent_loss, mask_bce, pointing_losses, spatial_loss, text_loss
 from aura.types import AuraOutput, Batch, ImageGeometry, MaskOutput, SegRecord
 
 LOG2 = math.log(2)
@@ -144,7 +144,7 @@ def test_one_kind_of_mask_has_exactly_its_losses(resolution, kind):
 def test_weights_scale_the_terms():
     batch = make_batch([FULL], [(left_half(), left_half())], [0], [0], [0.0])
     output = make_output(torch.zeros(1, 4, 4), torch.ones(1, 4, 4), torch.tensor([0.5]), torch.zeros(1, 3, 4, 4))
-    output["asked_logits"] = torch.zeros(1, 3)
+    output |= {"asked_logits": torch.zeros(1, 3), "pointed_logits": torch.zeros(1, 4)}
     names = [f.name for f in dataclasses.fields(LossSettings) if f.name != "mask_resolution"]
     weights = {name: float(2**i) for i, name in enumerate(names)}
     losses = AuraCriterion(LossSettings(**weights))(output, batch).as_floats()
@@ -300,3 +300,27 @@ def test_the_asked_mask_has_a_cross_entropy_of_its_own():
     losses = AuraCriterion(LossSettings())(output, batch)
     assert losses.intent.item() == pytest.approx((math.log(4) - math.log(0.75)) / 2)
     assert intent_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)).item() == 0
+
+
+def test_a_state_should_point_at_the_tokens_that_show_its_object():
+    logits = torch.tensor([[0.0, math.log(3.0), 0.0, 0.0]]).repeat(3, 1)
+    shares = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0] * 4])
+    expected = [math.log(2), 0.5 * math.log(2) + 0.5 * math.log(6), 0.0]
+    assert pointing_losses(logits, shares).tolist() == pytest.approx(expected)
+
+
+def test_the_pointing_term_reads_the_visible_mask_on_the_tokens_grid():
+    """Two images of one object each, the left half of the square; one state points left, the other nowhere."""
+    pair = (left_half(), torch.ones(1, SIZE, SIZE, dtype=torch.bool))
+    batch = make_batch([FULL, FULL], [pair, pair], [0, 1], [0, 0], [0.5, 0.5])
+    output = make_output(torch.zeros(2, 4, 4), torch.zeros(2, 4, 4))
+    criterion = AuraCriterion(LossSettings(pointing=0.5))
+    plain = criterion(output, batch)
+    assert plain.pointing is None
+    # Tokens 0 and 2 of 2 x 2 are on the left.
+    output["pointed_logits"] = torch.tensor([[math.log(3.0), 0.0, math.log(3.0), 0.0], [0.0] * 4])
+    losses, own = criterion.with_images(output, batch)
+    values = [math.log(8 / 3), math.log(4)]
+    assert losses.pointing.item() == pytest.approx(sum(values) / 2)
+    assert own["pointing"].tolist() == pytest.approx(values)
+    assert losses.total.item() == pytest.approx(plain.total.item() + 0.5 * losses.pointing.item())

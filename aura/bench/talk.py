@@ -146,7 +146,7 @@ class Talk:
                 ids = [*ids, *self.words.question] if moments[0] is None else self.words.start_prompt("?")
                 tokens = self.tokens if moments[1] else 1
                 ids, states = self._write(ids, tokens, features.clip_features, clock.first(moments[0]))
-                pairs = list(decode_answers(self.model, states, features.sam_embeddings, self.inputs.geometry))
+                pairs = list(decode_answers(self.model, states, features, self.inputs.geometry))
             clock.stop(moments[1])
             masks += [(pair.visible, pair.amodal) for pair in pairs]
         return clock.found, masks

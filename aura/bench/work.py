@@ -162,7 +162,7 @@ class Work:
             laps.lap("generation")
             hidden = self.model.config.llava_config.text_config.hidden_size
             states = torch.ones(len(written), hidden, device=self.device)
-            list(decode_answers(self.model, states, features.sam_embeddings, self.geometry))
+            list(decode_answers(self.model, states, features, self.geometry))
             laps.lap("masks at the image's size")
         return float(sum(map(len, written))), laps.parts
 

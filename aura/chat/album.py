@@ -54,7 +54,7 @@ class Picture:
         """What its masks are drawn on; waits for SAM, and raises what went wrong there."""
         canvas = self._canvas
         if canvas is None:
-            canvas = self.model.canvas(self.sam.result())
+            canvas = self.model.canvas(self.sam.result(), self.clip_features)
             if self.album is not None:
                 self._canvas = canvas
                 self.album.trim()

@@ -89,6 +89,9 @@ class ModelSettings:
         rescale_states: Standardise the ``[SEG]`` states before E_P's projection, by what they are on the training data
             before the first step. Some language models have a few dimensions far larger than the others, and the
             projection learns slowly from them. Only where it is new.
+        pointing: Let each ``[SEG]`` state also attend to the image tokens, and add SAM's prompt for the place that it
+            attends to (:mod:`aura.model.pointing`). For small language models; the paper has no such part. Needs a
+            tower that sees the image where SAM has it (``clip_resize: corner``).
         intent: Tell from each ``[SEG]`` state whether the question means the visible mask, the amodal one, or both.
         masks: Masks to predict: ``both`` (AURA), or one kind with one decoder (the methods AURA is compared with).
         quantize: Hold the language model's frozen linear layers in 8 or 4 bits (needs bitsandbytes).
@@ -113,6 +116,7 @@ class ModelSettings:
     image_token_merge: int = 1
     image_places: bool = False
     rescale_states: bool = False
+    pointing: bool = False
     intent: bool = False
     masks: Literal["both", "visible", "amodal"] = "both"
     quantize: Literal["none", "int8", "int4"] = "none"
@@ -147,6 +151,8 @@ class LossSettings:
         amodal_dice: Dice loss of the amodal mask.
         occlusion_rate: Squared error of the occlusion rate.
         spatial: 3-class cross-entropy of the spatial occlusion map.
+        pointing: Cross-entropy of the image token that a state points at, which should show the visible part; where
+            ``model.pointing`` asks for it. Not the paper's.
         intent: Cross-entropy of the asked mask, where ``model.intent`` asks for it; not the paper's.
         mask_resolution: Compare masks at the ``image``'s size (LISA) or on the mask ``decoder``'s grid (cheaper).
     """
@@ -158,6 +164,7 @@ class LossSettings:
     amodal_dice: float = 1.0
     occlusion_rate: float = 1.0
     spatial: float = 1.0
+    pointing: float = 1.0
     intent: float = 1.0
     mask_resolution: Literal["image", "decoder"] = "image"
 

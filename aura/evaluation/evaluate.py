@@ -217,7 +217,7 @@ def _write_answers(
     )
     states = torch.cat([g.seg_hidden for g in generations])
     geometry = sam_geometry(sample.height, sample.width, processor.sam_image_size)
-    masks = decode_answers(model, states, features.sam_embeddings, geometry)
+    masks = decode_answers(model, states, features, geometry)
     answers: Answers = {}
     for key, generation in zip(prompts, generations, strict=True):
         count = len(generation.seg_hidden)

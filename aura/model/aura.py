@@ -102,7 +102,9 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         self.image_encoder = sam.vision_encoder
         attend_in_tiles(self.image_encoder)
         hidden_size = config.llava_config.text_config.hidden_size
-        self.prompt_encoder = PromptEncoder(hidden_size, sam.prompt_encoder, config.rescale_states)
+        self.prompt_encoder = PromptEncoder(
+            hidden_size, sam.prompt_encoder, config.rescale_states, pointing=config.pointing
+        )
         if config.image_places:
             self.mllm.places = Places(sam.prompt_encoder.shared_embedding.positional_embedding, hidden_size)
         self.visible_decoder = sam.mask_decoder if config.masks != "amodal" else None
@@ -148,28 +150,35 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         Every trainable parameter takes part in the backward pass of ``output.unused`` plus the other outputs, whatever
         the batch holds. So ranks never wait for each other's gradients.
         """
-        with torch.no_grad():
-            sam_embeddings, clip_features = batch.sam_embeddings, batch.clip_features
-            if sam_embeddings is None:
-                assert batch.sam_pixels is not None, "a batch has pixels or features"
-                sam_embeddings = self.encode_sam(batch.sam_pixels)
-            if clip_features is None:
-                assert batch.clip_pixels is not None, "a batch has pixels or features"
-                clip_features = self.mllm.encode_images(batch.clip_pixels)
+        sam_embeddings = batch.sam_embeddings
+        if sam_embeddings is None:
+            assert batch.sam_pixels is not None, "a batch has pixels or features"
+            sam_embeddings = self.encode_sam(batch.sam_pixels)
+        hidden, states, clip_features = self.read(batch)
+        text_logits = self.mllm.logits(hidden[batch.target_index])  # [M, V]
+        masks, unused = self._decode(states, sam_embeddings, batch.seg_image, clip_features)
+        return AuraOutput(masks, text_logits=text_logits, unused=unused)
+
+    def read(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The language model's states of a batch [B * L, H], those of the ``[SEG]`` [N, H], and CLIP's features."""
+        clip_features = batch.clip_features
+        if clip_features is None:
+            assert batch.clip_pixels is not None, "a batch has pixels or features"
+            clip_features = self.mllm.encode_images(batch.clip_pixels)  # frozen
         hidden = self.mllm(
             batch.input_ids,
             clip_features=clip_features,
             attention_mask=packed_attention_mask(batch.segment_ids, self.mllm.dtype),
             position_ids=batch.position_ids,
-        ).flatten(0, 1)  # [B * L, H]
-        text_logits = self.mllm.logits(hidden[batch.target_index])  # [M, V]
-
-        seg_index = batch.seg_index - int(self.config.seg_state == "before")
-        masks, unused = self._decode(hidden[seg_index], sam_embeddings, batch.seg_image)
-        return AuraOutput(masks, text_logits=text_logits, unused=unused)
+        ).flatten(0, 1)
+        return hidden, hidden[batch.seg_index - int(self.config.seg_state == "before")], clip_features
 
     def decode_masks(
-        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor | Canvas, seg_image: torch.Tensor
+        self,
+        seg_hidden: torch.Tensor,
+        sam_embeddings: torch.Tensor | Canvas,
+        seg_image: torch.Tensor,
+        clip_features: torch.Tensor | None = None,
     ) -> MaskOutput:
         """Masks and occlusion of N ``[SEG]`` states, in one call for all images.
 
@@ -178,28 +187,48 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             sam_embeddings: [B, C, g, g], or what :meth:`canvas` makes of them; then without E_SO's map, which the
                 losses alone read.
             seg_image: int64 [N], the image of each state.
+            clip_features: [B, T, C], which ``config.pointing`` needs where no canvas holds its tokens.
         """
-        return self._decode(seg_hidden, sam_embeddings, seg_image)[0]
+        return self._decode(seg_hidden, sam_embeddings, seg_image, clip_features)[0]
 
     @torch.no_grad()
-    def canvas(self, sam_embeddings: torch.Tensor) -> Canvas:
-        """What all masks of these images [B, C, g, g] share; worth keeping where several answers point at one image."""
+    def canvas(self, sam_embeddings: torch.Tensor, clip_features: torch.Tensor | None = None) -> Canvas:
+        """What all masks of these images share; worth keeping where several answers point at one image.
+
+        Args:
+            sam_embeddings: [B, C, g, g].
+            clip_features: [B, T, C], which ``config.pointing`` needs.
+        """
         weight = next(self.prompt_encoder.projection.parameters())
         images = sam_embeddings.to(weight.device, weight.dtype) + self.prompt_encoder.dense()
         positions = self.prompt_encoder.image_positions()
-        sides = [segmentation.project(d, images, positions) for d in (self.visible_decoder, self.amodal_decoder)]
-        return Canvas(images, positions, *sides)
+        decoders = self.visible_decoder, self.amodal_decoder
+        visible, amodal = (segmentation.project(decoder, images, positions) for decoder in decoders)
+        return Canvas(images, positions, visible, amodal, self.image_tokens(clip_features))
+
+    def image_tokens(self, clip_features: torch.Tensor | None) -> torch.Tensor | None:
+        """The image tokens [B, T, H] that a pointer chooses from; ``None`` of a model without."""
+        if self.prompt_encoder.pointer is None:
+            return None
+        assert clip_features is not None, "config.pointing needs the image tower's features"
+        with self.mllm.products(clip_features.device):
+            return self.mllm.project(clip_features)
 
     def _decode(
-        self, seg_hidden: torch.Tensor, sam_embeddings: torch.Tensor | Canvas, seg_image: torch.Tensor
+        self,
+        seg_hidden: torch.Tensor,
+        sam_embeddings: torch.Tensor | Canvas,
+        seg_image: torch.Tensor,
+        clip_features: torch.Tensor | None = None,
     ) -> tuple[MaskOutput, torch.Tensor]:
         """The masks, and a zero that holds on to whatever was computed and is not in them."""
         count = len(seg_hidden)
         if count == 0:
             # A stand-in object, because modules that run on one rank only would stop ZeRO and DDP.
             seg_hidden, seg_image = seg_hidden.new_zeros(1, seg_hidden.shape[1]), seg_image.new_zeros(1)
-        refined = self.prompt_encoder(seg_hidden)  # e_r [N, C]
         spatial = not isinstance(sam_embeddings, Canvas)
+        tokens = sam_embeddings.tokens if isinstance(sam_embeddings, Canvas) else self.image_tokens(clip_features)
+        refined, pointed = self.prompt_encoder(seg_hidden, tokens, seg_image)  # e_r [N, C], [N, T]
         if isinstance(sam_embeddings, Canvas):
             canvas = sam_embeddings
         else:
@@ -214,6 +243,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         # SAM's quality heads are trainable, as in LISA, but no loss asks for them.
         idle = [drawn.pop(name) for name in ("visible_quality", "amodal_quality") if name in drawn]
         output = MaskOutput(*map(drawn.get, ("visible", "amodal", "rate", "spatial")))
+        output["pointed_logits"] = pointed
         output["asked_logits"] = None if self.intent is None else self.intent(seg_hidden)  # [N, 3]
         if count == 0:
             idle += [value for value in output.values() if value is not None]
@@ -247,10 +277,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         return drawn
 
     def _drawing(self, images: torch.Tensor) -> AbstractContextManager[Any]:
-        """How decoders and E_SO multiply: as the language model where ``autocast`` is set, if the grid is a large one.
-
-        On a small grid the casts cost more than the products save.
-        """
+        """How decoders and E_SO multiply: in bf16 under ``autocast``, but not on small grids, where casts cost more."""
         large = images.shape[-2] * images.shape[-1] >= folded_decoder.LEAST_PIXELS
         if large and self.training and self.mllm.autocast:
             return torch.autocast(images.device.type, torch.bfloat16)
@@ -272,14 +299,14 @@ class AuraModel(AnswerWriter, PreTrainedModel):
         """Leave trainable what LISA and the paper train, and nothing else.
 
         LoRA, token embeddings and head (``config.train_embeddings``), where they ask for it LLaVA's projector
-        (``config.train_projector``), the prompt projection, the mask decoders, E_OC and E_SO, and the head of
-        ``config.intent``. A model loaded with ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so
+        (``config.train_projector``), the prompt projection and the pointer, the mask decoders, E_OC and E_SO, and the
+        head of ``config.intent``. A model loaded with ``from_pretrained`` or changed by :meth:`merge_lora` is frozen so
         already.
         """
         self.requires_grad_(False)
         trained: list[nn.Module | None] = [self.prompt_encoder.rescaling, self.prompt_encoder.projection]
         trained += [self.visible_decoder, self.amodal_decoder, self.occlusion_condition, self.spatial_occlusion]
-        trained += [self.intent]
+        trained += [self.prompt_encoder.pointer, self.intent]
         if self.config.train_embeddings:
             trained += [self.mllm.language_model.embed_tokens, self.mllm.lm_head]
         if self.config.train_projector:

@@ -33,6 +33,7 @@ class AuraConfig(PretrainedConfig):
         image_token_merge: Side of the square of neighbouring CLIP features that the projector makes one token of.
         image_places: Image tokens say where they lie, see :class:`aura.model.mllm.Places`.
         rescale_states: E_P rescales the ``[SEG]`` states before its projection, dimension by dimension.
+        pointing: E_P adds the prompt of the place that a state points at, see :mod:`aura.model.pointing`.
         intent: Has the head that tells which mask each ``[SEG]`` is asked for.
         hub_commits: Names on the hub that its parts came from, as they were given, and the commits that these meant.
     """
@@ -56,6 +57,7 @@ class AuraConfig(PretrainedConfig):
     image_token_merge: int = 1
     image_places: bool = False
     rescale_states: bool = False
+    pointing: bool = False
     intent: bool = False
     hub_commits: dict[str, str] | None = None
     tie_word_embeddings: bool = False
@@ -81,6 +83,8 @@ class AuraConfig(PretrainedConfig):
         check_image_token_merge(self.image_token_merge, self.llava_config)
         if self.image_places and num_kept_class_tokens(self.llava_config):
             raise ValueError("image_places is for patches, but this model keeps CLIP's class token")
+        if self.pointing and num_kept_class_tokens(self.llava_config):
+            raise ValueError("pointing is at patches, but this model keeps CLIP's class token")
         if self.lora is not None:
             self.lora = {**self.lora, "targets": list(self.lora["targets"])}
         super().__post_init__(**kwargs)

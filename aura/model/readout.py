@@ -13,17 +13,17 @@ import torch
 from aura.geometry import to_image
 from aura.model import AuraModel
 from aura.model.segmentation import Canvas
-from aura.types import ASKED, ImageGeometry, MaskOutput, MaskPair
+from aura.types import ASKED, ImageFeatures, ImageGeometry, MaskOutput, MaskPair
 
 
 @torch.no_grad()
 def decode_answers(
-    model: AuraModel, states: torch.Tensor, sam_embeddings: torch.Tensor | Canvas, geometry: ImageGeometry
+    model: AuraModel, states: torch.Tensor, features: ImageFeatures | Canvas, geometry: ImageGeometry
 ) -> Iterator[MaskPair]:
-    """The masks of ``[SEG]`` states [n, H] of one image, whose embeddings have B = 1; nothing for n = 0."""
+    """The masks of ``[SEG]`` states [n, H] of one image, whose features have B = 1; nothing for n = 0."""
     if len(states) == 0:
         return iter(())
-    canvas = sam_embeddings if isinstance(sam_embeddings, Canvas) else model.canvas(sam_embeddings)
+    canvas = features if isinstance(features, Canvas) else model.canvas(features.sam_embeddings, features.clip_features)
     image = torch.zeros(len(states), dtype=torch.int64, device=states.device)
     return read_masks(model.decode_masks(states, canvas, image), range(len(states)), geometry)
 

@@ -6,6 +6,7 @@ g side of SAM's embedding grid, h w the decoder's output grid (4 g).
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,13 +14,22 @@ from torch import nn
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
 from aura.model.folded_decoder import ImageSide, can_fold, decode_folded, project_images
+from aura.model.occlusion import ZeroLinear
+from aura.model.pointing import Pointer, point_prompts
 
 
 class TextProjection(nn.Sequential):
-    """Linear - ReLU - Linear from the language model's space to SAM's prompts (LISA's ``text_hidden_fcs``)."""
+    """Linear - ReLU - Linear from the language model's space to SAM's prompts (LISA's ``text_hidden_fcs``).
 
-    def __init__(self, hidden_size: int, prompt_size: int) -> None:
-        super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, prompt_size))
+    Args:
+        hidden_size: Of the states.
+        prompt_size: Of the prompts.
+        silent: Start with prompts of zero, beside others that SAM knows.
+    """
+
+    def __init__(self, hidden_size: int, prompt_size: int, *, silent: bool = False) -> None:
+        last = ZeroLinear if silent else nn.Linear
+        super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), last(hidden_size, prompt_size))
 
 
 class Rescaling(nn.Module):
@@ -58,19 +68,43 @@ class PromptEncoder(nn.Module):
         sam: SAM's own prompt encoder; frozen.
         rescale: Rescale the states first. The projection's first layer could do the same. But it starts as if all
             dimensions were alike, and learns slowly where they are not.
+        pointing: Add the prompt of the place that a state points at, see :mod:`aura.model.pointing`.
     """
 
-    def __init__(self, hidden_size: int, sam: SamPromptEncoder, rescale: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, sam: SamPromptEncoder, rescale: bool = False, *, pointing: bool = False
+    ) -> None:
         super().__init__()
         self.rescaling = Rescaling(hidden_size) if rescale else None
-        self.projection = TextProjection(hidden_size, sam.hidden_size)
+        self.projection = TextProjection(hidden_size, sam.hidden_size, silent=pointing)
+        self.pointer = Pointer(hidden_size) if pointing else None
         self.sam = sam
 
-    def forward(self, seg_hidden: torch.Tensor) -> torch.Tensor:
-        """e_r [N, C] of states [N, H]."""
+    def forward(
+        self, seg_hidden: torch.Tensor, tokens: torch.Tensor | None = None, image_of: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """e_r [N, C] of states [N, H], and with a pointer its logits [N, T].
+
+        Args:
+            seg_hidden: The states.
+            tokens: What a pointer chooses from, [B, T, H].
+            image_of: int64 [N], the image of each state, for a pointer.
+        """
+        # Masks teach a language model that is pointed with nothing: their large gradients spoil what it says and names.
+        states = self.rescaled(seg_hidden if self.pointer is None else seg_hidden.detach())
+        refined = self.projection(states)
+        if self.pointer is None:
+            return refined, None
+        assert tokens is not None and image_of is not None, "a pointer needs image tokens"
+        codes = point_prompts(self.sam, math.isqrt(tokens.shape[1])).to(refined.device, refined.dtype)
+        prompts, logits = self.pointer(states, tokens, image_of.to(refined.device), codes)
+        return refined + prompts, logits
+
+    def rescaled(self, seg_hidden: torch.Tensor) -> torch.Tensor:
+        """The states [N, H] as projection and pointer read them."""
         weight = next(self.projection.parameters())
         states = seg_hidden.to(weight.device, weight.dtype)
-        return self.projection(states if self.rescaling is None else self.rescaling(states))
+        return states if self.rescaling is None else self.rescaling(states)
 
     def dense(self) -> torch.Tensor:
         """SAM's "no mask" embedding [1, C, g, g]."""
@@ -94,11 +128,12 @@ class Canvas(NamedTuple):
     positions: torch.Tensor  # [1, C, g, g]
     visible: ImageSide | None  # of each decoder; None where it makes its own
     amodal: ImageSide | None
+    tokens: torch.Tensor | None = None  # [B, T, H], that a pointer chooses from
 
     @property
     def num_bytes(self) -> int:
         tensors = [self.images, self.positions, *(self.visible or ()), *(self.amodal or ())]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors) + (0 if self.tokens is None else self.tokens.nbytes)
 
 
 def project(decoder: SamMaskDecoder | None, images: torch.Tensor, positions: torch.Tensor) -> ImageSide | None:

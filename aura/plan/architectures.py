@@ -96,7 +96,7 @@ def describe(settings: ModelSettings, mllm: str | None = None, sam: str | None =
     config.seg_state, config.train_embeddings = settings.seg_state, settings.train_embeddings
     config.occlusion_condition, config.spatial_occlusion = settings.occlusion_condition, settings.spatial_occlusion
     config.condition_form, config.spatial_form = settings.condition_form, settings.spatial_form
-    config.masks, config.intent = settings.masks, settings.intent
+    config.masks, config.intent, config.pointing = settings.masks, settings.intent, settings.pointing
     config.lora = None
     if lora.enabled:
         config.lora = {"r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "targets": list(lora.targets)}

@@ -124,19 +124,13 @@ def _nearest_is_right(logits: torch.Tensor, shown: torch.Tensor) -> torch.Tensor
 @torch.no_grad()
 def rescale_states(model: AuraModel, batches: Iterable[Batch], quiet: bool = False) -> None:
     """Set the rescaling of the ``[SEG]`` states by those of ``batches``. Batches without any do not count."""
-    states: list[torch.Tensor] = []
     rescaling = model.prompt_encoder.rescaling
     assert rescaling is not None
     was_training = model.training
-    hook = rescaling.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0].float()))
-    try:
-        model.eval()
-        for batch in tqdm(batches, desc="looking at [SEG] states", disable=quiet):
-            if len(batch.seg_image):  # without objects the model decodes a stand-in, whose state is 0
-                model(batch.to(model.device))
-    finally:
-        hook.remove()
-        model.train(was_training)
+    model.eval()
+    seen = tqdm(batches, desc="looking at [SEG] states", disable=quiet)
+    states = [model.read(batch.to(model.device))[1].float() for batch in seen]
+    model.train(was_training)
     if states:
         rescaling.standardize(torch.cat(states))
 

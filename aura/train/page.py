@@ -24,10 +24,11 @@ from aura.drawing import charts
 from aura.evaluation import tables
 from aura.evaluation.report import read_figures
 from aura.files import read_text, write_text
+from aura.losses import OBJECT_TERMS, OPTIONAL_TERMS
 from aura.train.logs import read_log
 from aura.train.summary import report_lines
 
-TERMS = ("text", "visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial", "intent")
+TERMS = ("text", *OBJECT_TERMS, *OPTIONAL_TERMS)
 NUM_EXAMPLES = 5
 CSS = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"

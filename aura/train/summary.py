@@ -11,6 +11,7 @@ from aura.config import Config
 from aura.evaluation import tables
 from aura.evaluation.report import read_figures
 from aura.files import write_json, write_text
+from aura.losses import OPTIONAL_TERMS
 from aura.model import AuraModel
 from aura.train.logs import RunLog, read_log
 from aura.types import Losses
@@ -78,7 +79,7 @@ def report_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
 def _loss_weights(config: Config) -> dict[str, float]:
     """Those of the terms that the model has."""
     weights = {name: value for name, value in vars(config.loss).items() if isinstance(value, float)}
-    return {name: value for name, value in weights.items() if name != "intent" or config.model.intent}
+    return {name: value for name, value in weights.items() if name not in OPTIONAL_TERMS or getattr(config.model, name)}
 
 
 def model_card(
@@ -120,6 +121,7 @@ def model_card(
                 (settings.spatial_occlusion, settings.spatial_form),
             )
         ),
+        **({"[SEG] states point at image tokens": "yes"} if settings.pointing else {}),
         **({"head that tells which mask is asked for": "yes"} if settings.intent else {}),
         "batch": f"{train.micro_batch_size} images x {train.accumulation} accumulation per process"
         + (f", {report['effective_batch']} in all" if report else ""),

@@ -20,7 +20,7 @@ from aura.data.processor import Processor
 from aura.data.selection import pictures
 from aura.features import fill_cache
 from aura.files import write_text
-from aura.losses import AuraCriterion
+from aura.losses import OPTIONAL_TERMS, AuraCriterion
 from aura.machine import ranks
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
@@ -29,6 +29,7 @@ from aura.plan.fitting import decide_recomputing, largest_workload, memory_of
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
 from aura.train.align import align_projector, rescale_states, share_named
+from aura.train.align_pointer import POINTER_IMAGES, align_pointer
 from aura.train.feed import batches
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
@@ -39,8 +40,8 @@ from aura.train.summary import opening, write_run_report
 from aura.train.validation import look_up, shown, validate, validation_samples
 from aura.types import Batch, Losses, Sample
 
-LOSS_NAMES = tuple(f.name for f in dataclasses.fields(Losses) if f.name != "intent")
-"""The losses of every model; one that tells which mask is asked for has ``intent`` besides."""
+LOSS_NAMES = tuple(f.name for f in dataclasses.fields(Losses) if f.name not in OPTIONAL_TERMS)
+"""The losses of every model."""
 
 RESCALING_BATCHES = 16
 """Batches whose ``[SEG]`` states say how large they are (``model.rescale_states``)."""
@@ -74,7 +75,7 @@ class Trainer:
         self.folder = Path(config.train.output_dir)
         self.checkpoints = ckpt.Checkpoints(self.folder, config.train.keep_last, process)
         self.criterion = AuraCriterion(config.loss)
-        self.loss_names = (*LOSS_NAMES, "intent") if config.model.intent else LOSS_NAMES
+        self.loss_names = (*LOSS_NAMES, *(name for name in OPTIONAL_TERMS if getattr(config.model, name)))
         self.effective_batch = self.settings.micro_batch_size * self.settings.accumulation * process.world_size
         self.best: dict[str, Any] | None = None
         self.terms: list[tuple[tuple[int, ...], torch.Tensor]] = []
@@ -140,6 +141,11 @@ class Trainer:
         if new and rescaling is not None and rescaling.is_new:
             with closing(batches(self.samples, self.processor, self.config, self.process, self.cache)) as stream:
                 rescale_states(self.model, islice(stream, RESCALING_BATCHES), quiet=not self.process.is_main)
+        if new and self.model.prompt_encoder.pointer is not None and self.settings.align_steps:
+            with closing(batches(self.samples, self.processor, self.config, self.process, self.cache)) as stream:
+                number = math.ceil(POINTER_IMAGES / self.settings.micro_batch_size)
+                right = align_pointer(self.model, islice(stream, number), quiet=not self.process.is_main)
+            self._say(f"{right:.0%} of the [SEG] states point at their object")
         if self._recomputes():
             self.model.gradient_checkpointing_enable()
         self.model.train()

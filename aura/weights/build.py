@@ -128,6 +128,7 @@ def model_config(settings: ModelSettings, llava_config: Any, sam_config: Any) ->
         image_token_merge=settings.image_token_merge,
         image_places=settings.image_places,
         rescale_states=settings.rescale_states,
+        pointing=settings.pointing,
         intent=settings.intent,
     )
 
@@ -216,10 +217,20 @@ def _assemble(
     config.llava_config, config.seg_token_id = llava.config, processor.text.seg_token_id
     config.eos_token_id = processor.text.eos_token_id
 
+    _check_pointing(config, processor)
     model: Any = AuraModel(config, llava=llava, sam=sam)
     if model.mllm.places is not None:
         model.mllm.places.match_scale(llava.get_input_embeddings().weight)
     return model, processor, rows
+
+
+def _check_pointing(config: AuraConfig, processor: Processor) -> None:
+    """Refuse image tokens that do not lie where SAM has them, as :mod:`aura.model.pointing` takes for granted."""
+    if config.pointing and processor.clip_resize != "corner":
+        raise ValueError(
+            f"model.pointing: with clip_resize {processor.clip_resize!r} image tokens do not lie where SAM has them; "
+            "take a new DINOv2 or SigLIP tower, or clip_resize 'corner' in its preprocessor_config.json"
+        )
 
 
 def _from_lisa(
@@ -280,12 +291,13 @@ def _from_export(
             )
         setattr(config, encoder, getattr(settings, encoder))
         setattr(config, form, wanted)
-    config.masks, config.intent = settings.masks, settings.intent
+    config.masks, config.intent, config.pointing = settings.masks, settings.intent, settings.pointing
+    _check_pointing(config, processor)
     model, info = AuraModel.from_pretrained(
         folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True
     )
     absent, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    optional = ("occlusion_condition.", "spatial_occlusion.", "intent.")
+    optional = ("occlusion_condition.", "spatial_occlusion.", "intent.", "prompt_encoder.pointer.")
     new = tuple(key for key in absent if key.startswith(optional))
     missing = tuple(key for key in absent if not key.startswith(optional))
     loaded = len(model.state_dict()) - len(absent)
@@ -376,6 +388,7 @@ def _new_parts(model: AuraModel) -> list[PartReport]:
         "places": ("mllm.places.",),
         "projection": ("prompt_encoder.projection.",),
         "rescaling": ("prompt_encoder.rescaling.",),
+        "pointer": ("prompt_encoder.pointer.",),
         "occlusion_condition": ("occlusion_condition.",),
         "spatial_occlusion": ("spatial_occlusion.",),
         "intent": ("intent.",),

@@ -15,6 +15,7 @@ from aura.data.processor import Processor
 from aura.masks import encode_rle
 from aura.model import AuraModel
 from aura.train.align import align_projector, rescale_states, share_named, shares, word_embeddings, word_loss
+from aura.train.align_pointer import align_pointer
 from aura.types import AmodalObject, Sample
 
 
@@ -145,6 +146,19 @@ def test_states_are_rescaled_by_what_the_model_makes_of_the_data(make_model, mak
     seen = model.prompt_encoder.rescaling(torch.cat(states))
     assert_close(seen.mean(0), torch.zeros(seen.shape[1]), atol=1e-4, rtol=0)
     assert_close(seen.std(0), torch.ones(seen.shape[1]), atol=1e-3, rtol=0)
+
+
+POINTER = ("query.weight", "query.bias", "key.weight")
+
+
+def test_a_pointer_learns_alone_where_objects_are(make_model, make_sample):
+    model = make_model(pointing=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    some = [collate([make_sample([[8], [6]], image_id=number, seg=2)]) for number in range(20)]
+    right = align_pointer(model, [*some, collate([make_sample([[12]], seg=0)])], quiet=True)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"prompt_encoder.pointer.{name}" for name in POINTER}
+    assert right > 0.6  # 4 tokens, of which most objects cover two or three
 
 
 def test_a_stand_in_for_no_object_does_not_count_among_the_states(make_model, make_sample):
