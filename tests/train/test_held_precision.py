@@ -71,6 +71,6 @@ def test_the_export_computes_what_the_engine_computes_in_bf16(make_model, make_s
     with torch.no_grad():
         trained, found = engine.module.eval()(batch), used(batch)
     assert trained.text_logits.dtype == torch.bfloat16
-    assert [name for name, value in found.items() if value is None] == ["asked_logits", "pointed_logits"]  # the model has no such head
+    assert [name for name, value in found.items() if value is None] == ["asked_logits", "pointed_logits"]
     for name, value in trained.items():
         assert found[name] is value is None or torch.equal(found[name], value), name
