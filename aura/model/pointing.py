@@ -12,6 +12,7 @@ Legend: B images, N ``[SEG]`` objects, T image tokens in a square, H hidden size
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,8 +61,16 @@ class Pointer(nn.Module):
 
 def point_prompts(sam: SamPromptEncoder, side: int) -> torch.Tensor:
     """SAM's prompts for points on the object at the centres of ``side`` x ``side`` cells, row by row: [T, C]."""
-    embedding = sam.shared_embedding
-    centres = (torch.arange(side, device=embedding.positional_embedding.device) + 0.5) / side
-    points = torch.stack([centres.repeat(side), centres.repeat_interleave(side)], dim=1)  # [T, (x, y)]
-    prompts: torch.Tensor = embedding(points[None])[0] + sam.point_embed[1].weight
+    label: Any = sam.point_embed[1].weight
+    prompts: torch.Tensor = grid_codes(sam, side, side).flatten(0, 1) + label
     return prompts
+
+
+def grid_codes(sam: SamPromptEncoder, rows: int, columns: int) -> torch.Tensor:
+    """SAM's positional encoding of the centres of ``rows`` x ``columns`` cells of its square, [rows, columns, C]."""
+    embedding = sam.shared_embedding
+    device = embedding.positional_embedding.device
+    y = (torch.arange(rows, device=device) + 0.5) / rows
+    x = (torch.arange(columns, device=device) + 0.5) / columns
+    codes: torch.Tensor = embedding(torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1))
+    return codes

@@ -15,7 +15,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from aura.model.folded_decoder import ImageSide, can_fold, decode_folded, project_images
 from aura.model.occlusion import ZeroLinear
-from aura.model.pointing import Pointer, point_prompts
+from aura.model.pointing import Pointer, grid_codes, point_prompts
 
 
 class TextProjection(nn.Sequential):
@@ -112,13 +112,7 @@ class PromptEncoder(nn.Module):
 
     def image_positions(self) -> torch.Tensor:
         """Positional encoding [1, C, g, g] of the embedding grid."""
-        rows, columns = self.sam.image_embedding_size
-        embedding = self.sam.shared_embedding
-        device = embedding.positional_embedding.device
-        y = (torch.arange(rows, device=device) + 0.5) / rows
-        x = (torch.arange(columns, device=device) + 0.5) / columns
-        grid = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1)
-        return embedding(grid).permute(2, 0, 1).unsqueeze(0)
+        return grid_codes(self.sam, *self.sam.image_embedding_size).permute(2, 0, 1).unsqueeze(0)
 
 
 class Canvas(NamedTuple):
