@@ -79,7 +79,7 @@ smollm2: data ## Train with SmolLM2-135M on the mini benchmark (15 to 45 minutes
 # COCO=DIR holds images/ and instances_{train,val,test}.json, files in COCO's format that share no photograph. Every step
 # leaves files, and what is there is not made again: after a stop, say the same once more.
 COCO            ?=
-SCENES          ?= 1116
+SCENES          ?= 558
 VAL_SCENES      ?= 60
 TEST_SCENES     ?= 120
 PHOTOS          := data/photos
@@ -133,7 +133,11 @@ define make_scenes
 	    --num-images $(2) --out $(PHOTOS)/$(1)
 endef
 
-$(PHOTOS_RUN)/.trained: $(PHOTOS_SPLITS) | $(PHOTOS_WEIGHTS)
+$(PHOTOS_RUN)_words/.trained: $(PHOTOS_SPLITS) | $(PHOTOS_WEIGHTS)
+	deepspeed --num_accelerators 1 train_ds.py --config configs/photos_words.yaml
+	@touch $@
+
+$(PHOTOS_RUN)/.trained: $(PHOTOS_RUN)_words/.trained
 	deepspeed --num_accelerators 1 train_ds.py --config configs/photos.yaml
 	@touch $@
 

@@ -143,6 +143,8 @@ class ModelSettings:
 class LossSettings:
     """Weights in Eq. 4 of the terms of Eq. 1 to 3 (all 1 in the paper).
 
+    With ``text`` alone above 0, no mask is drawn: what a model that is new to images says can be learnt first.
+
     Args:
         text: Cross-entropy of the answer's tokens.
         visible_bce: Binary cross-entropy of the visible mask.
@@ -297,8 +299,20 @@ class Config:
             not self.train.align_steps or self.model.train_projector,
             "train.align_steps trains the projector; set model.train_projector to true, or leave it 0",
         )
+        require(
+            self.asks_for_objects or not self.train.validate_every,
+            "loss asks for text alone, and a validation would choose the best checkpoint by masks that nobody trains; "
+            "set train.validate_every to 0",
+        )
         metric, masks = self.train.best_metric, self.model.masks
         require(
             masks == "both" or metric.partition(".")[0] not in {"visible", "amodal"} - {masks},
             f"train.best_metric is {metric}, which a model of {masks} masks lacks; set it to {masks}.giou_object",
         )
+
+    @property
+    def asks_for_objects(self) -> bool:
+        """Whether any loss term of this model counts besides ``text``."""
+        counts = {key: value > 0 for key, value in vars(self.loss).items() if key not in ("text", "mask_resolution")}
+        absent = {key for key in ("pointing", "intent") if not getattr(self.model, key)}
+        return any(wanted for key, wanted in counts.items() if key not in absent)

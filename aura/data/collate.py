@@ -9,6 +9,7 @@ branch: that token's hidden state differs between branches as soon as what follo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -101,6 +102,16 @@ def collate(samples: Sequence[ProcessedSample]) -> Batch:
         clip_features=_stack(samples, "clip_features"),
         asked=torch.tensor([ASKED.index(t.asked) for _, t in targets], dtype=torch.int64),
     )
+
+
+def without_objects(batch: Batch) -> Batch:
+    """The batch's text alone: nothing behind its ``[SEG]`` is asked for."""
+    none = {
+        name: tensor[:0]
+        for name in ("seg_index", "seg_image", "seg_object", "occlusion_rates", "shape_known", "asked")
+        if (tensor := getattr(batch, name)) is not None
+    }
+    return dataclasses.replace(batch, **none, records=(), seg_counts=(0,) * len(batch.seg_counts))
 
 
 def _stack(samples: Sequence[ProcessedSample], name: str) -> torch.Tensor | None:

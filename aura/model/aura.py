@@ -156,7 +156,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             sam_embeddings = self.encode_sam(batch.sam_pixels)
         hidden, states, clip_features = self.read(batch)
         text_logits = self.mllm.logits(hidden[batch.target_index])  # [M, V]
-        masks, unused = self._decode(states, sam_embeddings, batch.seg_image, clip_features)
+        masks, unused = self._decode(states, self._blank_canvas(sam_embeddings, clip_features), batch.seg_image)
         return AuraOutput(masks, text_logits=text_logits, unused=unused)
 
     def read(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -189,7 +189,9 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             seg_image: int64 [N], the image of each state.
             clip_features: [B, T, C], which ``config.pointing`` needs where no canvas holds its tokens.
         """
-        return self._decode(seg_hidden, sam_embeddings, seg_image, clip_features)[0]
+        if isinstance(sam_embeddings, Canvas):
+            return self._decode(seg_hidden, sam_embeddings, seg_image, spatial=False)[0]
+        return self._decode(seg_hidden, self._blank_canvas(sam_embeddings, clip_features), seg_image)[0]
 
     @torch.no_grad()
     def canvas(self, sam_embeddings: torch.Tensor, clip_features: torch.Tensor | None = None) -> Canvas:
@@ -199,12 +201,16 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             sam_embeddings: [B, C, g, g].
             clip_features: [B, T, C], which ``config.pointing`` needs.
         """
+        blank = self._blank_canvas(sam_embeddings, clip_features)
+        decoders = self.visible_decoder, self.amodal_decoder
+        visible, amodal = (segmentation.project(decoder, blank.images, blank.positions) for decoder in decoders)
+        return blank._replace(visible=visible, amodal=amodal)
+
+    def _blank_canvas(self, sam_embeddings: torch.Tensor, clip_features: torch.Tensor | None) -> Canvas:
+        """One whose image sides the decoders make themselves, as they must while they learn."""
         weight = next(self.prompt_encoder.projection.parameters())
         images = sam_embeddings.to(weight.device, weight.dtype) + self.prompt_encoder.dense()
-        positions = self.prompt_encoder.image_positions()
-        decoders = self.visible_decoder, self.amodal_decoder
-        visible, amodal = (segmentation.project(decoder, images, positions) for decoder in decoders)
-        return Canvas(images, positions, visible, amodal, self.image_tokens(clip_features))
+        return Canvas(images, self.prompt_encoder.image_positions(), None, None, self.image_tokens(clip_features))
 
     def image_tokens(self, clip_features: torch.Tensor | None) -> torch.Tensor | None:
         """The image tokens [B, T, H] that a pointer chooses from; ``None`` of a model without."""
@@ -217,23 +223,17 @@ class AuraModel(AnswerWriter, PreTrainedModel):
     def _decode(
         self,
         seg_hidden: torch.Tensor,
-        sam_embeddings: torch.Tensor | Canvas,
+        canvas: Canvas,
         seg_image: torch.Tensor,
-        clip_features: torch.Tensor | None = None,
+        *,
+        spatial: bool = True,
     ) -> tuple[MaskOutput, torch.Tensor]:
         """The masks, and a zero that holds on to whatever was computed and is not in them."""
         count = len(seg_hidden)
         if count == 0:
             # A stand-in object, because modules that run on one rank only would stop ZeRO and DDP.
             seg_hidden, seg_image = seg_hidden.new_zeros(1, seg_hidden.shape[1]), seg_image.new_zeros(1)
-        spatial = not isinstance(sam_embeddings, Canvas)
-        tokens = sam_embeddings.tokens if isinstance(sam_embeddings, Canvas) else self.image_tokens(clip_features)
-        refined, pointed = self.prompt_encoder(seg_hidden, tokens, seg_image)  # e_r [N, C], [N, T]
-        if isinstance(sam_embeddings, Canvas):
-            canvas = sam_embeddings
-        else:
-            images = sam_embeddings.to(refined.device, refined.dtype) + self.prompt_encoder.dense()  # [B, C, g, g]
-            canvas = Canvas(images, self.prompt_encoder.image_positions(), None, None)
+        refined, pointed = self.prompt_encoder(seg_hidden, canvas.tokens, seg_image)  # e_r [N, C], [N, T]
 
         def draw(refined: torch.Tensor, seg_image: torch.Tensor) -> dict[str, torch.Tensor]:
             return self._draw(refined, canvas, seg_image, spatial)

@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamPromptEncoder
 
+from aura.model.occlusion import ZeroLinear
+
 WIDTH = 256
 """Of the space in which states and image tokens are compared."""
 
@@ -26,14 +28,20 @@ WIDTH = 256
 class Pointer(nn.Module):
     """Attention of ``[SEG]`` states over image tokens, both normalised first, whose values are SAM's codes of places.
 
+    It starts by attending to all tokens alike.
+
     Args:
         hidden_size: H.
     """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.query = nn.Linear(hidden_size, WIDTH)
+        self.query = ZeroLinear(hidden_size, WIDTH)
         self.key = nn.Linear(hidden_size, WIDTH, bias=False)  # a bias would add the same to all tokens
+
+    @property
+    def is_new(self) -> bool:
+        return not bool(self.query.weight.any())
 
     def forward(
         self, states: torch.Tensor, tokens: torch.Tensor, image_of: torch.Tensor, codes: torch.Tensor

@@ -43,12 +43,9 @@ def align_pointer(model: AuraModel, batches: Iterable[Batch], *, quiet: bool = F
     """
     pointer = model.prompt_encoder.pointer
     assert pointer is not None
-    was_training = model.training
-    model.eval()
-    seen = [_see(model, batch.to(model.device)) for batch in tqdm(batches, desc="[SEG] states to point", disable=quiet)]
-    seen = [one for one in seen if len(one.states)]
+    seen = _see(model, batches, quiet)
     optimizer = torch.optim.AdamW(pointer.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-    steps, step, hits = PASSES * len(seen), 0, [torch.zeros(0, device=model.device)]
+    steps, step, hits = PASSES * len(seen), 0, []
     for number in tqdm(range(PASSES), desc="aligning the pointer", disable=quiet):
         for one in seen:
             logits = pointer.compare(one.states, one.tokens, one.image_of)
@@ -59,20 +56,43 @@ def align_pointer(model: AuraModel, batches: Iterable[Batch], *, quiet: bool = F
             optimizer.zero_grad()
             step += 1
             if number == PASSES - 1:
-                hits.append((one.shares.gather(1, logits.argmax(1, keepdim=True)) > SHOWN).float()[:, 0])
-    model.train(was_training)
-    return float(torch.cat(hits).mean())
+                hits.append(_hits(logits, one))
+    return _mean(hits)
 
 
 @torch.no_grad()
-def _see(model: AuraModel, batch: Batch) -> _Seen:
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.mllm.autocast):
-        _, states, clip = model.read(batch)
-    tokens = model.image_tokens(clip)
-    assert tokens is not None
-    return _Seen(
-        model.prompt_encoder.rescaled(states),
-        tokens,
-        batch.seg_image,
-        token_shares(batch, math.isqrt(tokens.shape[1])),
-    )
+def share_pointed(model: AuraModel, batches: Iterable[Batch], *, quiet: bool = False) -> float:
+    """The share of the ``[SEG]`` states of ``batches`` that point at their object; NaN without any."""
+    pointer = model.prompt_encoder.pointer
+    assert pointer is not None
+    seen = _see(model, batches, quiet)
+    return _mean([_hits(pointer.compare(one.states, one.tokens, one.image_of), one) for one in seen])
+
+
+@torch.no_grad()
+def _see(model: AuraModel, batches: Iterable[Batch], quiet: bool) -> list[_Seen]:
+    """What the pointer reads of each batch that has objects."""
+    was_training = model.training
+    model.eval()
+    found = []
+    for batch in tqdm(batches, desc="[SEG] states to point", disable=quiet):
+        if not batch.records:
+            continue
+        batch = batch.to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.mllm.autocast):
+            _, states, clip = model.read(batch)
+        tokens = model.image_tokens(clip)
+        assert tokens is not None
+        shares = token_shares(batch, math.isqrt(tokens.shape[1]))
+        found.append(_Seen(model.prompt_encoder.rescaled(states), tokens, batch.seg_image, shares))
+    model.train(was_training)
+    return found
+
+
+def _hits(logits: torch.Tensor, seen: _Seen) -> torch.Tensor:
+    """1 for each state whose best token shows its object, else 0: [N]."""
+    return (seen.shares.gather(1, logits.argmax(1, keepdim=True)) > SHOWN).float()[:, 0]
+
+
+def _mean(parts: list[torch.Tensor]) -> float:
+    return float(torch.cat(parts).mean()) if parts else math.nan

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from aura.config import Config, DataSettings
-from aura.data.collate import collate
+from aura.data.collate import collate, without_objects
 from aura.data.dataset import AuraDataset, EpochSampler, Key
 from aura.data.feature_cache import FeatureCache
 from aura.data.processor import Processor
@@ -69,7 +69,7 @@ def batches(
     keys: Iterable[list[Key]] = sampler
     if train.overfit_one_batch:
         keys = itertools.cycle([sampler.keys(micro_step) for micro_step in range(train.accumulation)])
-    maker = _BatchMaker(dataset)
+    maker = _BatchMaker(dataset, with_objects=config.asks_for_objects)
     if data.num_workers == 0:
         yield from map(maker.make, keys)
     else:
@@ -90,12 +90,13 @@ class _Failure:
 class _BatchMaker(Dataset[Batch]):
     """Batches by their keys; in a loader process a :class:`_Failure` where there can be none."""
 
-    def __init__(self, dataset: AuraDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: AuraDataset, *, with_objects: bool = True) -> None:
+        self.dataset, self.with_objects = dataset, with_objects
 
     def make(self, keys: Sequence[Key]) -> Batch:
         try:
-            return collate(self.dataset.__getitems__(keys))
+            batch = collate(self.dataset.__getitems__(keys))
+            return batch if self.with_objects else without_objects(batch)
         except Exception as error:
             records = [self.dataset.record(key) for key in keys]
             told = str(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from aura.plan.fitting import decide_recomputing, largest_workload, memory_of
 from aura.train import checkpoint as ckpt
 from aura.train import engine as ds
 from aura.train.align import align_projector, rescale_states, share_named
-from aura.train.align_pointer import POINTER_IMAGES, align_pointer
+from aura.train.align_pointer import POINTER_IMAGES, align_pointer, share_pointed
 from aura.train.feed import batches
 from aura.train.interrupt import Interrupt
 from aura.train.logs import RunLog, Window, stuck_warning
@@ -137,18 +137,30 @@ class Trainer:
         if new and self.settings.align_steps:
             self._align()
         self.model.mllm.autocast = ds.uses_autocast(self.settings, self.process)
-        rescaling = self.model.prompt_encoder.rescaling
-        if new and rescaling is not None and rescaling.is_new:
-            with closing(batches(self.samples, self.processor, self.config, self.process, self.cache)) as stream:
-                rescale_states(self.model, islice(stream, RESCALING_BATCHES), quiet=not self.process.is_main)
-        if new and self.model.prompt_encoder.pointer is not None and self.settings.align_steps:
-            with closing(batches(self.samples, self.processor, self.config, self.process, self.cache)) as stream:
-                number = math.ceil(POINTER_IMAGES / self.settings.micro_batch_size)
-                right = align_pointer(self.model, islice(stream, number), quiet=not self.process.is_main)
-            self._say(f"{right:.0%} of the [SEG] states point at their object")
+        if new and self.config.asks_for_objects:
+            self._prepare_prompts()
         if self._recomputes():
             self.model.gradient_checkpointing_enable()
         self.model.train()
+
+    def _prepare_prompts(self) -> None:
+        """What the prompt encoder learns from the language model as it comes, before the first step."""
+        prompts, quiet = self.model.prompt_encoder, not self.process.is_main
+
+        def first(number: int, samples: Sequence[Sample]) -> Iterator[Batch]:
+            with closing(batches(samples, self.processor, self.config, self.process, self.cache)) as stream:
+                yield from islice(stream, number)
+
+        if prompts.rescaling is not None and prompts.rescaling.is_new:
+            rescale_states(self.model, first(RESCALING_BATCHES, self.samples), quiet=quiet)
+        if prompts.pointer is not None and prompts.pointer.is_new:
+            number = math.ceil(min(POINTER_IMAGES, len(self.samples)) / self.settings.micro_batch_size)
+            right = align_pointer(self.model, first(number, self.samples), quiet=quiet)
+            self._say(f"{right:.0%} of the [SEG] states point at their object")
+            if self.val_samples:
+                number = math.ceil(min(POINTER_IMAGES, len(self.val_samples)) / self.settings.micro_batch_size)
+                right = share_pointed(self.model, first(number, self.val_samples), quiet=quiet)
+                self._say(f"{right:.0%} on the validation images")
 
     def _recomputes(self) -> bool:
         """Whether the language model's activations are recomputed, the same on all processes."""

@@ -58,7 +58,7 @@ def kept_bytes(function) -> int:
 
 def decode(model: AuraModel, states, embeddings):
     image = torch.arange(len(states)) % len(embeddings)
-    return model._decode(states, embeddings, image)
+    return model._decode(states, model._blank_canvas(embeddings, None), image)
 
 
 @pytest.mark.parametrize("changes", [{}, {"spatial_occlusion": False}, {"masks": "visible"}, {"masks": "amodal"}])

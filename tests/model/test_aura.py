@@ -136,7 +136,8 @@ def test_decoders_may_lie_on_different_devices(make_model, monkeypatch):
 
     monkeypatch.setattr(segmentation, "decode", decode)
     states, images = torch.empty(2, 32, device="meta"), torch.empty(1, 32, 8, 8, device="meta")
-    _, unused = model._decode(states, images, torch.zeros(2, dtype=torch.int64, device="meta"))
+    canvas = model._blank_canvas(images, None)
+    _, unused = model._decode(states, canvas, torch.zeros(2, dtype=torch.int64, device="meta"))
     assert unused.device.type == "meta"
 
 

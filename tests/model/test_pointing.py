@@ -25,8 +25,18 @@ def test_prompts_are_those_that_sam_makes_of_points_at_the_centres(tiny_model):
 
 
 @torch.no_grad()
+def test_a_new_pointer_attends_to_all_alike():
+    pointer = Pointer(8)
+    assert pointer.is_new
+    _, logits = pointer(torch.randn(3, 8), torch.randn(2, 9, 8), torch.tensor([1, 0, 1]), torch.randn(9, 6))
+    assert not logits.any()
+
+
+@torch.no_grad()
 def test_attention_against_numpy():
     pointer, codes = Pointer(8), torch.randn(9, 6)
+    for parameter in pointer.query.parameters():
+        parameter.normal_(std=0.2)
     states, tokens, image_of = torch.randn(3, 8), torch.randn(2, 9, 8), torch.tensor([1, 0, 1])
     prompts, logits = pointer(states, tokens, image_of, codes)
 
@@ -83,10 +93,13 @@ def test_a_canvas_holds_the_tokens(make_model, make_sample):
 
 def test_an_export_keeps_it(make_model, tmp_path):
     model = make_model(pointing=True, lora=None)
+    pointer = model.prompt_encoder.pointer
+    assert not pointer.is_new
     model.save_pretrained(tmp_path)
     again = AuraModel.from_pretrained(tmp_path)
     assert again.config.pointing
-    assert torch.equal(again.prompt_encoder.pointer.key.weight, model.prompt_encoder.pointer.key.weight)
+    assert torch.equal(again.prompt_encoder.pointer.key.weight, pointer.key.weight)
+    assert torch.equal(again.prompt_encoder.pointer.query.weight, pointer.query.weight)
 
 
 def test_a_class_token_is_no_place(tiny_config):
