@@ -19,8 +19,8 @@ from aura.losses import pointing_losses, token_shares
 from aura.model import AuraModel
 from aura.types import Batch
 
-POINTER_IMAGES = 160
-"""Images whose ``[SEG]`` states it learns from."""
+POINTER_IMAGES = 600
+"""Images whose ``[SEG]`` states it learns from: the more, the better it points on images that it has not seen."""
 PASSES = 8
 LR = 1e-3
 WEIGHT_DECAY = 0.1
@@ -33,6 +33,9 @@ class _Seen(NamedTuple):
     tokens: torch.Tensor  # [B, T, H]
     image_of: torch.Tensor  # [N]
     shares: torch.Tensor  # [N, T]
+
+    def to(self, device: torch.device) -> _Seen:
+        return _Seen(*(tensor.to(device) for tensor in self))
 
 
 def align_pointer(model: AuraModel, batches: Iterable[Batch], *, quiet: bool = False) -> float:
@@ -47,7 +50,7 @@ def align_pointer(model: AuraModel, batches: Iterable[Batch], *, quiet: bool = F
     optimizer = torch.optim.AdamW(pointer.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     steps, step, hits = PASSES * len(seen), 0, []
     for number in tqdm(range(PASSES), desc="aligning the pointer", disable=quiet):
-        for one in seen:
+        for one in (kept.to(model.device) for kept in seen):
             logits = pointer.compare(one.states, one.tokens, one.image_of)
             for group in optimizer.param_groups:
                 group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -66,12 +69,13 @@ def share_pointed(model: AuraModel, batches: Iterable[Batch], *, quiet: bool = F
     pointer = model.prompt_encoder.pointer
     assert pointer is not None
     seen = _see(model, batches, quiet)
-    return _mean([_hits(pointer.compare(one.states, one.tokens, one.image_of), one) for one in seen])
+    kept = (one.to(model.device) for one in seen)
+    return _mean([_hits(pointer.compare(one.states, one.tokens, one.image_of), one) for one in kept])
 
 
 @torch.no_grad()
 def _see(model: AuraModel, batches: Iterable[Batch], quiet: bool) -> list[_Seen]:
-    """What the pointer reads of each batch that has objects."""
+    """What the pointer reads of each batch that has objects; it waits in the host's memory."""
     was_training = model.training
     model.eval()
     found = []
@@ -84,7 +88,8 @@ def _see(model: AuraModel, batches: Iterable[Batch], quiet: bool) -> list[_Seen]
         tokens = model.image_tokens(clip)
         assert tokens is not None
         shares = token_shares(batch, math.isqrt(tokens.shape[1]))
-        found.append(_Seen(model.prompt_encoder.rescaled(states), tokens, batch.seg_image, shares))
+        seen = _Seen(model.prompt_encoder.rescaled(states), tokens, batch.seg_image, shares)
+        found.append(seen.to(torch.device("cpu")))
     model.train(was_training)
     return found
 
