@@ -80,7 +80,8 @@ class ModelSettings:
             (factors and shifts), or a second prompt (``token``) beside e_r. The paper is silent.
         spatial_form: What E_SO reads: the masks on the ``decoder``'s grid, or at the size of SAM's input (``image``),
             the image's ``features`` too, or the masks without a gradient to them (``detached``). The paper is silent.
-        train_embeddings: Train the token embeddings and the language model's head, as LISA does.
+        train_embeddings: Train the token embeddings and the language model's head, as LISA does; ``seg`` trains
+            their row of ``[SEG]`` alone: on a few hundred images, words keep their meaning.
         train_projector: Train LLaVA's projector; needed where it is new (a language model paired with a CLIP tower).
         image_token_merge: Join so many by so many neighbouring CLIP features into one image token: 2 leaves a quarter
             of them. Only where the projector is new.
@@ -111,7 +112,7 @@ class ModelSettings:
     spatial_occlusion: bool = True
     condition_form: ConditionForm = "residual"
     spatial_form: SpatialForm = "decoder"
-    train_embeddings: bool = True
+    train_embeddings: bool | Literal["seg"] = True
     train_projector: bool = False
     image_token_merge: int = 1
     image_places: bool = False
@@ -303,6 +304,10 @@ class Config:
             self.asks_for_objects or not self.train.validate_every,
             "loss asks for text alone, and a validation would choose the best checkpoint by masks that nobody trains; "
             "set train.validate_every to 0",
+        )
+        require(
+            self.model.train_embeddings != "seg" or not self.train.weight_decay,
+            "model.train_embeddings is seg, but train.weight_decay would shrink all other words; set it to 0",
         )
         metric, masks = self.train.best_metric, self.model.masks
         require(

@@ -316,6 +316,8 @@ class AuraModel(AnswerWriter, PreTrainedModel):
                 module.requires_grad_(True)
         for parameter in self.mllm.lora_parameters():
             parameter.requires_grad_(True)
+        if self.config.train_embeddings == "seg":
+            self.mllm.learn_one_token(self.config.seg_token_id)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)

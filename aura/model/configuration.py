@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import LlavaConfig, PretrainedConfig, SamConfig
@@ -28,7 +28,7 @@ class AuraConfig(PretrainedConfig):
         spatial_form: Form of E_SO, see :class:`aura.model.occlusion.SpatialOcclusionEncoder`.
         masks: Decoders it has: ``both``, or ``visible`` or ``amodal`` alone, then without what needs the other one.
         lora: ``{"r", "alpha", "dropout", "targets"}`` of the adapters in the language model, ``None`` without.
-        train_embeddings: Token embeddings and language model head are trainable.
+        train_embeddings: Token embeddings and language model head are trainable; ``seg``: their row of ``[SEG]`` alone.
         train_projector: LLaVA's projector is trainable.
         image_token_merge: Side of the square of neighbouring CLIP features that the projector makes one token of.
         image_places: Image tokens say where they lie, see :class:`aura.model.mllm.Places`.
@@ -52,7 +52,7 @@ class AuraConfig(PretrainedConfig):
     spatial_form: SpatialForm = "decoder"
     masks: str = "both"
     lora: dict[str, Any] | None = None
-    train_embeddings: bool = True
+    train_embeddings: bool | Literal["seg"] = True
     train_projector: bool = False
     image_token_merge: int = 1
     image_places: bool = False

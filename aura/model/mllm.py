@@ -240,6 +240,17 @@ class Mllm(nn.Module):
             unfit = self.language_model.load_state_dict(adapters, strict=False).unexpected_keys
             assert not unfit, unfit
 
+    def learn_one_token(self, token: int) -> None:
+        """Let the embeddings and the head learn in the row of ``token`` alone: no gradient reaches the others."""
+
+        def keep(gradient: torch.Tensor) -> torch.Tensor:
+            kept = torch.zeros_like(gradient)
+            kept[token] = gradient[token]
+            return kept
+
+        for table in {self.language_model.embed_tokens.weight, self.lm_head.weight}:
+            table.register_hook(keep)
+
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if ".lora_" in name]
 

@@ -105,6 +105,7 @@ def model_card(
     def named(source: str) -> str:
         return f"{source}, commit {commits[source]}" if source in commits else Path(source).name
 
+    learnt = "row of [SEG] trained" if settings.train_embeddings == "seg" else "trained"
     total, trained = (sum(sizes) for sizes in zip(*model.num_parameters_by_part().values(), strict=True))
     rows = {
         "optimizer step": f"{'unknown' if step is None else step} of {train.steps}",
@@ -112,7 +113,7 @@ def model_card(
         "SAM": named(settings.sam) if settings.sam and not settings.init_from else "from the same",
         "prompt template": settings.prompt_template,
         "LoRA": f"{adapters} ({kept})" if lora.enabled else adapters,
-        "token embeddings and head": "trained" if settings.train_embeddings else "frozen",
+        "token embeddings and head": learnt if settings.train_embeddings else "frozen",
         "masks": settings.masks,
         "occlusion condition encoder, spatial occlusion encoder": ", ".join(
             form if there else "no"

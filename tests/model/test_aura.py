@@ -171,6 +171,21 @@ def test_ablations_remove_exactly_their_parameters(make_model):
     assert added == {f"mllm.projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_row_of_seg_may_learn_alone(make_model, make_sample, tied, tmp_path):
+    config = copy.deepcopy(make_model(train_embeddings="seg").config)
+    config.llava_config.tie_word_embeddings = config.llava_config.text_config.tie_word_embeddings = tied
+    model = AuraModel(AuraConfig(**{**config.to_dict(), "tie_word_embeddings": None}))
+    model.save_pretrained(tmp_path)
+    for some in (model, AuraModel.from_pretrained(tmp_path)):
+        tables = some.mllm.language_model.embed_tokens.weight, some.mllm.lm_head.weight
+        assert (tables[0] is tables[1]) == tied
+        output = some(collate([make_sample([[8], [6]], seg=2)]))
+        (output.text_logits.square().sum() + output.visible_logits.sum() + output.unused).backward()
+        for table in tables:
+            assert table.grad.any(1).nonzero().tolist() == [[some.config.seg_token_id]]
+
+
 def test_neighbouring_features_stand_side_by_side_in_one_token(tiny_llava_config):
     class Same(nn.Identity):
         linear_1 = nn.Linear(1, 1)

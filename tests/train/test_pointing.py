@@ -114,6 +114,11 @@ def test_words_first_then_masks(corner, tmp_path, capsys):
     assert log[0]["visible_dice"] > 0
 
 
+def test_weight_decay_would_shrink_the_other_words():
+    with pytest.raises(ValueError, match=r"train_embeddings is seg, but train\.weight_decay"):
+        Config(model=ModelSettings(train_embeddings="seg"), train=TrainSettings(weight_decay=0.1))
+
+
 def test_best_by_masks_that_nobody_trains():
     with pytest.raises(ValueError, match=r"loss asks for text alone.*train\.validate_every to 0"):
         Config(loss=WORDS)
