@@ -22,9 +22,6 @@ from aura.types import ASKED, AuraOutput, Batch, ImageGeometry, Losses
 OBJECT_TERMS = ("visible_bce", "visible_dice", "amodal_bce", "amodal_dice", "occlusion_rate", "spatial")
 """Terms of Eq. 4 that are means over objects; the other one is ``text``."""
 
-OPTIONAL_TERMS = ("pointing", "intent")
-"""Terms of models that have the part of the same name (``model.pointing``, ``model.intent``); not the paper's."""
-
 DICE_EPS = 1.0
 """Added to both sides of the Dice fraction, in pixels: an empty mask predicted empty has loss 0, and never 0 / 0."""
 

@@ -7,6 +7,7 @@ dotted overrides.
 from aura.config.data_settings import DataSettings, ObjectsPerAnswer, SourceSettings, SplitSettings
 from aura.config.parse import load_config, parse_config, to_yaml
 from aura.config.settings import (
+    OPTIONAL_TERMS,
     REDUCE_BUCKET,
     SAME_NUMBERS,
     ConditionForm,
@@ -22,6 +23,7 @@ from aura.config.settings import (
 )
 
 __all__ = [
+    "OPTIONAL_TERMS",
     "REDUCE_BUCKET",
     "SAME_NUMBERS",
     "ConditionForm",

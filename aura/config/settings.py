@@ -30,6 +30,9 @@ SAME_NUMBERS = {
 }
 """Settings of where a run lies, what it tells and how it stores its work: a rerun may change them."""
 
+OPTIONAL_TERMS = ("pointing", "intent")
+"""Loss terms of models that have the part of the same name (``model.pointing``, ``model.intent``); not the paper's."""
+
 REDUCE_BUCKET = 50_000_000
 """Elements of the buckets in which DeepSpeed reduces gradients on GPUs; they are allocated whole."""
 
@@ -316,8 +319,12 @@ class Config:
         )
 
     @property
+    def loss_weights(self) -> dict[str, float]:
+        """Those of the terms that the model has."""
+        absent = {name for name in OPTIONAL_TERMS if not getattr(self.model, name)}
+        return {key: value for key, value in vars(self.loss).items() if key not in {"mask_resolution", *absent}}
+
+    @property
     def asks_for_objects(self) -> bool:
         """Whether any loss term of this model counts besides ``text``."""
-        counts = {key: value > 0 for key, value in vars(self.loss).items() if key not in ("text", "mask_resolution")}
-        absent = {key for key in ("pointing", "intent") if not getattr(self.model, key)}
-        return any(wanted for key, wanted in counts.items() if key not in absent)
+        return any(weight > 0 for name, weight in self.loss_weights.items() if name != "text")

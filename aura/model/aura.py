@@ -221,12 +221,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
             return self.mllm.project(clip_features)
 
     def _decode(
-        self,
-        seg_hidden: torch.Tensor,
-        canvas: Canvas,
-        seg_image: torch.Tensor,
-        *,
-        spatial: bool = True,
+        self, seg_hidden: torch.Tensor, canvas: Canvas, seg_image: torch.Tensor, *, spatial: bool = True
     ) -> tuple[MaskOutput, torch.Tensor]:
         """The masks, and a zero that holds on to whatever was computed and is not in them."""
         count = len(seg_hidden)
@@ -316,8 +311,7 @@ class AuraModel(AnswerWriter, PreTrainedModel):
                 module.requires_grad_(True)
         for parameter in self.mllm.lora_parameters():
             parameter.requires_grad_(True)
-        if self.config.train_embeddings == "seg":
-            self.mllm.learn_one_token(self.config.seg_token_id)
+        self.mllm.learn_one_token(self.config.seg_token_id if self.config.train_embeddings == "seg" else None)
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)

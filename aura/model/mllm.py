@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache, LlavaForConditionalGeneration
 
 from aura.model.key_cache import growing_cache
@@ -78,6 +79,7 @@ class Mllm(nn.Module):
         self.places: Places | None = None
         self.language_model: Any = llava.model.language_model
         self.lm_head = llava.lm_head
+        self._one_token: list[RemovableHandle] = []
         if lora is not None:
             self.add_lora(lora)
 
@@ -240,16 +242,18 @@ class Mllm(nn.Module):
             unfit = self.language_model.load_state_dict(adapters, strict=False).unexpected_keys
             assert not unfit, unfit
 
-    def learn_one_token(self, token: int) -> None:
-        """Let the embeddings and the head learn in the row of ``token`` alone: no gradient reaches the others."""
+    def learn_one_token(self, token: int | None) -> None:
+        """Let the embeddings and the head learn in the row of ``token`` alone; ``None``: in every row again."""
 
         def keep(gradient: torch.Tensor) -> torch.Tensor:
             kept = torch.zeros_like(gradient)
             kept[token] = gradient[token]
             return kept
 
-        for table in {self.language_model.embed_tokens.weight, self.lm_head.weight}:
-            table.register_hook(keep)
+        for handle in self._one_token:
+            handle.remove()
+        tables = set() if token is None else {self.language_model.embed_tokens.weight, self.lm_head.weight}
+        self._one_token = [table.register_hook(keep) for table in tables]
 
     def lora_parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.language_model.named_parameters() if ".lora_" in name]

@@ -20,11 +20,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from aura.config import OPTIONAL_TERMS
 from aura.drawing import charts
 from aura.evaluation import tables
 from aura.evaluation.report import read_figures
 from aura.files import read_text, write_text
-from aura.losses import OBJECT_TERMS, OPTIONAL_TERMS
+from aura.losses import OBJECT_TERMS
 from aura.train.logs import read_log
 from aura.train.summary import report_lines
 

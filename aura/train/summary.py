@@ -11,7 +11,6 @@ from aura.config import Config
 from aura.evaluation import tables
 from aura.evaluation.report import read_figures
 from aura.files import write_json, write_text
-from aura.losses import OPTIONAL_TERMS
 from aura.model import AuraModel
 from aura.train.logs import RunLog, read_log
 from aura.types import Losses
@@ -76,12 +75,6 @@ def report_lines(folder: Path, report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _loss_weights(config: Config) -> dict[str, float]:
-    """Those of the terms that the model has."""
-    weights = {name: value for name, value in vars(config.loss).items() if isinstance(value, float)}
-    return {name: value for name, value in weights.items() if name not in OPTIONAL_TERMS or getattr(config.model, name)}
-
-
 def model_card(
     run: Path, config: Config, *, step: int | None, model: AuraModel, dtype: str, report: Mapping[str, Any] | None
 ) -> str:
@@ -128,7 +121,7 @@ def model_card(
         + (f", {report['effective_batch']} in all" if report else ""),
         "learning rate": f"{train.lr:g}, {train.warmup_steps} steps of warm-up, linear decay, AdamW {train.betas}",
         "precision, ZeRO stage, seed": f"{train.precision}, {train.zero_stage}, {train.seed}",
-        "loss weights": ", ".join(f"{k} {v:g}" for k, v in _loss_weights(config).items()),
+        "loss weights": ", ".join(f"{k} {v:g}" for k, v in config.loss_weights.items()),
         "weights": f"{dtype} (SAM and the mask decoders in fp32), {total:,} parameters, {trained:,} of them trainable",
     }
     files = {**config.data.files(), **(config.data.val_files() or {"val": config.data.val})}

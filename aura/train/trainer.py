@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from aura.config import Config, to_yaml
+from aura.config import OPTIONAL_TERMS, Config, to_yaml
 from aura.data.feature_cache import FeatureCache
 from aura.data.mixture import Mixture
 from aura.data.processor import Processor
 from aura.data.selection import pictures
 from aura.features import fill_cache
 from aura.files import write_text
-from aura.losses import OPTIONAL_TERMS, AuraCriterion
+from aura.losses import AuraCriterion
 from aura.machine import ranks
 from aura.model import AuraModel
 from aura.model.configuration import DTYPES
@@ -151,15 +151,17 @@ class Trainer:
             with closing(batches(samples, self.processor, self.config, self.process, self.cache)) as stream:
                 yield from islice(stream, number)
 
+        def to_point(samples: Sequence[Sample]) -> Iterator[Batch]:
+            images = min(POINTER_IMAGES, len(samples))
+            return first(math.ceil(images / self.settings.micro_batch_size), samples)
+
         if prompts.rescaling is not None and prompts.rescaling.is_new:
             rescale_states(self.model, first(RESCALING_BATCHES, self.samples), quiet=quiet)
         if prompts.pointer is not None and prompts.pointer.is_new:
-            number = math.ceil(min(POINTER_IMAGES, len(self.samples)) / self.settings.micro_batch_size)
-            right = align_pointer(self.model, first(number, self.samples), quiet=quiet)
+            right = align_pointer(self.model, to_point(self.samples), quiet=quiet)
             self._say(f"{right:.0%} of the [SEG] states point at their object")
             if self.val_samples:
-                number = math.ceil(min(POINTER_IMAGES, len(self.val_samples)) / self.settings.micro_batch_size)
-                right = share_pointed(self.model, first(number, self.val_samples), quiet=quiet)
+                right = share_pointed(self.model, to_point(self.val_samples), quiet=quiet)
                 self._say(f"{right:.0%} on the validation images")
 
     def _recomputes(self) -> bool:

@@ -184,6 +184,10 @@ def test_the_row_of_seg_may_learn_alone(make_model, make_sample, tied, tmp_path)
         (output.text_logits.square().sum() + output.visible_logits.sum() + output.unused).backward()
         for table in tables:
             assert table.grad.any(1).nonzero().tolist() == [[some.config.seg_token_id]]
+    model.config.train_embeddings = True
+    model.freeze()
+    model(collate([make_sample([[8], [6]], seg=2)])).text_logits.square().sum().backward()
+    assert model.mllm.lm_head.weight.grad.any(1).sum() > 1
 
 
 def test_neighbouring_features_stand_side_by_side_in_one_token(tiny_llava_config):

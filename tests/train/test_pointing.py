@@ -84,7 +84,7 @@ WORDS = LossSettings(
 
 def test_words_first_then_masks(corner, tmp_path, capsys):
     samples = make_samples(tmp_path, 2, first_id=1)
-    model = dataclasses.replace(corner, rescale_states=True)
+    model = dataclasses.replace(corner, rescale_states=True, train_embeddings="seg")
     start = build_model(model, DataSettings())[0].state_dict()
     words, _ = train(settings(model, tmp_path / "words", WORDS), samples)
     assert "point at their object" not in capsys.readouterr().out
@@ -95,6 +95,9 @@ def test_words_first_then_masks(corner, tmp_path, capsys):
     end = words.state_dict()
     decoder = [name for name in start if name.startswith("amodal_decoder.")]
     assert decoder and all(torch.equal(start[name], end[name]) for name in decoder)
+    for table in ("mllm.language_model.embed_tokens.weight", "mllm.lm_head.weight"):
+        learnt = (start[table] != end[table]).any(1).nonzero().tolist()
+        assert learnt == [[words.config.seg_token_id]]
     then = dataclasses.replace(
         model,
         mllm=None,
